@@ -1,0 +1,1 @@
+"""Backends: numpy (reference), cpu (native kernels over numpy arrays), cuda (CuPy arrays)."""

@@ -1,0 +1,60 @@
+"""The reference backend: every primitive in plain array code, correct before fast. It is the oracle of the others.
+
+The same kernels run over numpy and over CuPy: each takes the backend `b` and uses its array module `b.xp`. Half precision is
+widened to float32, calculated, and rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from zoo.core.backends.numpy import contract, elementwise, index, quant, reduce, source, view
+from zoo.core.errors import MissingKernel
+from zoo.core.prim import Ops, Prim
+
+Kernel = Callable[..., Any]
+GROUPS = (source, reduce, view, index, contract, quant)
+
+
+class ArrayBackend:
+    """A leaf backend over one array module. Handles are that module's arrays."""
+
+    name: str
+    xp: Any
+
+    def __init__(self, name: str, xp: Any):
+        self.name, self.xp = name, xp
+        self.kernels: dict[str, Kernel] = elementwise.kernels(xp)
+        for group in GROUPS:
+            self.kernels.update(group.KERNELS)
+        self.ops = Ops(self)
+
+    def __repr__(self) -> str:
+        return f"device({self.name!r})"
+
+    def bind(self, prim: Prim, args: Any, attrs: Any) -> Any:
+        kernel = self.kernels.get(prim.name)
+        if kernel is not None:
+            out = kernel(self, *args, **attrs)
+            if out is not NotImplemented:
+                return out
+        if prim.lower is None:
+            raise MissingKernel(f"{self.name} has no kernel for {prim.name}", "and the op has no body in other ops")
+        return prim.lower(self.ops, *args, **attrs)
+
+    def from_host(self, array: np.ndarray) -> Any:
+        return self.xp.asarray(array)
+
+    def to_host(self, handle: Any) -> np.ndarray:
+        return np.asarray(handle)
+
+    def sync(self) -> None:
+        """Returns when everything asked for so far is computed."""
+
+
+class NumpyBackend(ArrayBackend):
+    def __init__(self, name: str = "numpy"):
+        super().__init__(name, np)

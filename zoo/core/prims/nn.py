@@ -1,0 +1,397 @@
+"""The composites that models are made of. Each body is the op's fallback, its default gradient and its oracle.
+
+Sums and normalisations run in float32 whatever x is stored in. Activations are channels-last.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from zoo.core.dtype import compute_dtype, float32, int32
+from zoo.core.errors import DtypeError, ShapeError
+from zoo.core.prim import Meta, composite
+from zoo.core.prims import infer
+from zoo.core.prims.contract import conv_infer, conv_vjp
+
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh")
+
+
+def _activation_known(activation: str | None) -> None:
+    if activation is not None and activation not in ACTIVATIONS:
+        raise DtypeError(f"unknown activation {activation!r}", "Known: " + ", ".join(ACTIVATIONS))
+
+
+def activate(o: Any, y: Any, activation: str | None) -> Any:
+    return y if activation is None else getattr(o, activation)(y)
+
+
+@composite(infer.like(0))
+def gelu(o, x):
+    """x * Phi(x), exact (Hendrycks & Gimpel 2016)."""
+    return o.mul(o.mul(x, 0.5), o.add(o.erf(o.mul(x, math.sqrt(0.5))), 1.0))
+
+
+@composite(infer.like(0))
+def gelu_tanh(o, x):
+    """gelu with tanh in place of erf, as GPT-2 and others were trained."""
+    cubic = o.mul(o.add(x, o.mul(o.mul(o.square(x), x), 0.044715)), math.sqrt(2 / math.pi))
+    return o.mul(o.mul(x, 0.5), o.add(o.tanh(cubic), 1.0))
+
+
+@composite(infer.like(0))
+def quick_gelu(o, x):
+    """x * sigmoid(1.702 x), as OpenAI's CLIP was trained."""
+    return o.mul(x, o.sigmoid(o.mul(x, 1.702)))
+
+
+def _swiglu_infer(gate: Any, up: Any) -> Meta:
+    infer.floats(gate, up)
+    infer.need_shape("up", up, gate.shape)
+    return Meta(tuple(gate.shape), gate.dtype)
+
+
+@composite(_swiglu_infer)
+def swiglu(o, gate, up):
+    """silu(gate) * up (Shazeer 2020)."""
+    return o.mul(o.silu(gate), up)
+
+
+def _axis_infer(x: Any, *, axis: int) -> Meta:
+    infer.floats(x)
+    infer.axis_index(axis, len(x.shape))
+    return Meta(tuple(x.shape), x.dtype)
+
+
+def _softmax_vjp(o: Any, g: Any, x: Any, y: Any, *, axis: int) -> Any:
+    gy = o.mul(g, y)
+    return o.sub(gy, o.mul(y, o.sum(gy, axis=axis, keepdims=True)))
+
+
+@composite(_axis_infer, vjp=_softmax_vjp, keep="y")
+def softmax(o, x, *, axis=-1):
+    if x.shape[axis] == 0:
+        return x
+    e = o.exp(o.sub(x, o.max(x, axis=axis, keepdims=True)))
+    return o.div(e, o.sum(e, axis=axis, keepdims=True))
+
+
+def _log_softmax_vjp(o: Any, g: Any, x: Any, y: Any, *, axis: int) -> Any:
+    return o.sub(g, o.mul(o.exp(y), o.sum(g, axis=axis, keepdims=True)))
+
+
+@composite(_axis_infer, vjp=_log_softmax_vjp, keep="y")
+def log_softmax(o, x, *, axis=-1):
+    if x.shape[axis] == 0:
+        return x
+    return o.sub(x, o.logsumexp(x, axis=axis, keepdims=True))
+
+
+def _cross_entropy_infer(logits: Any, targets: Any) -> Meta:
+    infer.floats(logits)
+    infer.integers(targets)
+    infer.need_shape("targets", targets, logits.shape[:-1], "One class number per row of logits.")
+    return Meta(tuple(targets.shape), compute_dtype(logits.dtype))
+
+
+def _cross_entropy_vjp(o: Any, g: Any, logits: Any, targets: Any, y: Any) -> Any:
+    """softmax - onehot."""
+    x = o.cast(logits, dtype=y.dtype)
+    p = o.softmax(x, axis=-1)
+    column = o.iota(shape=tuple(x.shape), axis=len(x.shape) - 1, dtype=int32)
+    hot = o.equal(column, o.cast(o.reshape(targets, shape=(*targets.shape, 1)), dtype=int32))
+    slope = o.sub(p, o.cast(hot, dtype=p.dtype))
+    return o.mul(slope, o.reshape(g, shape=(*g.shape, 1))), None
+
+
+@composite(_cross_entropy_infer, vjp=_cross_entropy_vjp, keep="x")
+def cross_entropy(o, logits, targets):
+    """-log softmax(logits)[target], one value per row, in float32.  logits (..., C), targets (...) -> (...)."""
+    x = o.cast(logits, dtype=compute_dtype(logits.dtype))
+    picked = o.gather(x, o.reshape(targets, shape=(*targets.shape, 1)), axis=-1)
+    return o.sub(o.logsumexp(x, axis=-1, keepdims=False), o.reshape(picked, shape=tuple(targets.shape)))
+
+
+def _norm_infer(x: Any, weight: Any, bias: Any = None, **attrs: Any) -> Meta:
+    infer.floats(x, weight, bias)
+    infer.need_shape("weight", weight, x.shape[-1:])
+    infer.need_shape("bias", bias, x.shape[-1:])
+    return Meta(tuple(x.shape), x.dtype)
+
+
+@composite(_norm_infer)
+def rms_norm(o, x, weight, *, eps=1e-5):
+    """y = x / sqrt(mean(x^2) + eps) * weight, over the last axis, in float32 (Zhang & Sennrich 2019)."""
+    h = o.cast(x, dtype=compute_dtype(x.dtype))
+    h = o.mul(h, o.rsqrt(o.add(o.mean(o.square(h), axis=-1, keepdims=True), eps)))
+    return o.mul(o.cast(h, dtype=x.dtype), o.cast(weight, dtype=x.dtype))
+
+
+def _standardise(o: Any, h: Any, axis: Any, eps: float) -> Any:
+    centred = o.sub(h, o.mean(h, axis=axis, keepdims=True))
+    return o.mul(centred, o.rsqrt(o.add(o.mean(o.square(centred), axis=axis, keepdims=True), eps)))
+
+
+def _scale_shift(o: Any, h: Any, weight: Any, bias: Any) -> Any:
+    if weight is not None:
+        h = o.mul(h, o.cast(weight, dtype=h.dtype))
+    return h if bias is None else o.add(h, o.cast(bias, dtype=h.dtype))
+
+
+@composite(_norm_infer)
+def layer_norm(o, x, weight, bias, *, eps=1e-5):
+    """(x - mean) / sqrt(variance + eps) * weight + bias, over the last axis (Ba et al. 2016)."""
+    h = _standardise(o, o.cast(x, dtype=compute_dtype(x.dtype)), -1, eps)
+    return o.cast(_scale_shift(o, h, weight, bias), dtype=x.dtype)
+
+
+def _group_norm_infer(x: Any, weight: Any, bias: Any, *, groups: int, eps: float, activation: str | None) -> Meta:
+    _activation_known(activation)
+    if len(x.shape) < 2 or x.shape[-1] % groups:
+        raise ShapeError(f"{x.shape[-1] if x.shape else 0} channels do not divide into {groups} groups")
+    return _norm_infer(x, weight, bias)
+
+
+@composite(_group_norm_infer)
+def group_norm(o, x, weight, bias, *, groups, eps=1e-5, activation=None):
+    """Each group of channels of each sample standardised over space and group (Wu & He 2018).  x (N, *S, C)."""
+    N, C = x.shape[0], x.shape[-1]
+    h = o.reshape(o.cast(x, dtype=compute_dtype(x.dtype)), shape=(N, math.prod(x.shape[1:-1]), groups, C // groups))
+    h = o.reshape(_standardise(o, h, (1, 3), eps), shape=tuple(x.shape))
+    return o.cast(activate(o, _scale_shift(o, h, weight, bias), activation), dtype=x.dtype)
+
+
+def _batch_norm_infer(x: Any, mean: Any, var: Any, weight: Any, bias: Any, *, eps: float) -> Meta:
+    infer.need_shape("mean", mean, x.shape[-1:])
+    infer.need_shape("var", var, x.shape[-1:])
+    return _norm_infer(x, weight, bias)
+
+
+@composite(_batch_norm_infer)
+def batch_norm(o, x, mean, var, weight, bias, *, eps=1e-5):
+    """(x - mean) / sqrt(var + eps) * weight + bias, by channel, with statistics that are given (Ioffe & Szegedy 2015)."""
+    dtype = compute_dtype(x.dtype)
+    scale = o.rsqrt(o.add(o.cast(var, dtype=dtype), eps))
+    h = o.mul(o.sub(o.cast(x, dtype=dtype), o.cast(mean, dtype=dtype)), scale)
+    return o.cast(_scale_shift(o, h, weight, bias), dtype=x.dtype)
+
+
+def _linear_infer(x: Any, w: Any, bias: Any, *, activation: str | None) -> Meta:
+    infer.floats(x, w, bias)
+    _activation_known(activation)
+    infer.need_ndim("the weight", w, 2, "(outputs, inputs)")
+    if not x.shape or x.shape[-1] != w.shape[1]:
+        raise ShapeError(
+            f"x has {x.shape[-1] if x.shape else 0} inputs, the weight {tuple(w.shape)} takes {w.shape[1]}",
+            "Weights are (outputs, inputs), as published.",
+        )
+    infer.need_shape("bias", bias, (w.shape[0],))
+    return Meta((*x.shape[:-1], w.shape[0]), x.dtype)
+
+
+def _linear_vjp(o: Any, g: Any, x: Any, w: Any, bias: Any, y: Any, *, activation: str | None) -> Any:
+    if activation is not None:
+        return NotImplemented
+    flat = (math.prod(g.shape[:-1]), w.shape[0])
+    rows = o.reshape(g, shape=flat)
+    return (
+        lambda: o.linear(g, o.permute_dims(w, axes=(1, 0)), None, activation=None),
+        lambda: o.matmul(rows, o.reshape(x, shape=(flat[0], w.shape[1])), transpose_a=True),
+        lambda: o.sum(rows, axis=0),
+    )
+
+
+@composite(_linear_infer, vjp=_linear_vjp, keep="x")
+def linear(o, x, w, bias, *, activation=None):
+    """activation(x @ w.T + bias).  x (..., K), w (N, K), bias (N,) or None -> (..., N), dtype of x."""
+    dtype = compute_dtype(x.dtype)
+    flat = o.reshape(o.cast(x, dtype=dtype), shape=(math.prod(x.shape[:-1]), x.shape[-1]))
+    y = o.matmul(flat, o.cast(w, dtype=dtype), transpose_b=True)
+    y = o.reshape(y, shape=(*x.shape[:-1], w.shape[0]))
+    if bias is not None:
+        y = o.add(y, o.cast(bias, dtype=dtype))
+    return o.cast(activate(o, y, activation), dtype=x.dtype)
+
+
+def _conv_bias_act_infer(x: Any, w: Any, bias: Any, residual: Any, *, activation: str | None, **conv: Any) -> Meta:
+    _activation_known(activation)
+    y = conv_infer(x, w, input_dilation=(1,) * len(conv["stride"]), flip=False, **conv)
+    infer.need_shape("bias", bias, (w.shape[0],))
+    infer.need_shape("residual", residual, y.shape)
+    return y
+
+
+def _conv_bias_act_vjp(o: Any, g: Any, x: Any, w: Any, bias: Any, residual: Any, y: Any, *, activation: str | None,
+                       **conv: Any) -> Any:  # fmt: skip
+    if activation not in (None, "relu"):
+        return NotImplemented
+    if activation == "relu":
+        g = o.where(o.less(0.0, y), g, 0.0)
+    dx, dw = conv_vjp(o, g, x, w, None, input_dilation=(1,) * len(conv["stride"]), flip=False, **conv)
+    return dx, dw, lambda: o.sum(g, axis=tuple(range(len(g.shape) - 1))), g
+
+
+@composite(_conv_bias_act_infer, vjp=_conv_bias_act_vjp)
+def conv_bias_act(o, x, w, bias, residual, *, stride, padding, dilation, groups, activation=None):
+    """activation(conv(x, w) + bias + residual); bias and residual may be None."""
+    y = o.conv(x, w, stride=stride, padding=padding, dilation=dilation, input_dilation=(1,) * len(stride), groups=groups,
+               flip=False)  # fmt: skip
+    if bias is not None:
+        y = o.add(y, o.cast(bias, dtype=y.dtype))
+    if residual is not None:
+        y = o.add(y, residual)
+    return activate(o, y, activation)
+
+
+def _attention_infer(q: Any, k: Any, v: Any, bias: Any, *, causal: bool, scale: float | None) -> Meta:
+    infer.floats(q, k, v, bias)
+    for name, t in (("q", q), ("k", k), ("v", v)):
+        infer.need_ndim(name, t, 4, "(batch, length, heads, head_dim)")
+    B, L, H, D = q.shape
+    if k.shape[0] != B or v.shape[:3] != k.shape[:3] or k.shape[3] != D:
+        raise ShapeError(f"k is {tuple(k.shape)} and v {tuple(v.shape)}; (B, S, H_kv, {D}) was expected, with B = {B}")
+    if k.shape[2] == 0 or H % k.shape[2]:
+        raise ShapeError(f"{H} query heads do not divide among {k.shape[2]} key heads")
+    if bias is not None:
+        scores = (B, H, L, k.shape[1])
+        if infer.broadcast([bias.shape, scores]) != scores:
+            raise ShapeError(f"bias is {tuple(bias.shape)}; it must broadcast to (B, H, L, S) = {scores}")
+    return Meta((B, L, H, v.shape[3]), q.dtype)
+
+
+@composite(_attention_infer)
+def attention(o, q, k, v, bias, *, causal=False, scale=None):
+    """softmax(scale * q k^T + bias) v by head, in float32 (Vaswani et al. 2017; grouped heads: Ainslie et al. 2023).
+
+    q (B, L, H, D), k (B, S, H_kv, D), v (B, S, H_kv, Dv), bias broadcastable to (B, H, L, S) -> (B, L, H, Dv). scale:
+    1/sqrt(D) if None. causal: query l sees keys up to l + S - L, that is, the last query sees all. A query that sees no key
+    (all of its bias -inf, or causal with L > S) gives zeros, not NaN.
+    """
+    B, L, H, D = q.shape
+    S, Hkv, Dv = k.shape[1], k.shape[2], v.shape[3]
+    dtype, G = compute_dtype(q.dtype), H // k.shape[2]
+    scale = 1 / math.sqrt(D) if scale is None else scale
+    if S == 0:
+        return o.full(shape=(B, L, H, Dv), value=0, dtype=q.dtype)
+
+    qh = o.mul(o.cast(q, dtype=dtype), scale)
+    qh = o.permute_dims(o.reshape(qh, shape=(B, L, Hkv, G, D)), axes=(0, 2, 3, 1, 4))
+    qh = o.reshape(qh, shape=(B, Hkv, G * L, D))
+    kh = o.permute_dims(o.cast(k, dtype=dtype), axes=(0, 2, 1, 3))
+    vh = o.permute_dims(o.cast(v, dtype=dtype), axes=(0, 2, 1, 3))
+    scores = o.reshape(o.matmul(qh, kh, transpose_b=True), shape=(B, H, L, S))
+    if bias is not None:
+        scores = o.add(scores, o.cast(bias, dtype=dtype))
+    if causal:
+        row = o.iota(shape=(L, S), axis=0, dtype=int32)
+        column = o.iota(shape=(L, S), axis=1, dtype=int32)
+        scores = o.where(o.less_equal(column, o.add(row, S - L)), scores, float("-inf"))
+
+    peak = o.max(scores, axis=-1, keepdims=True)
+    blind = o.equal(peak, float("-inf"))  # a row that sees nothing: exp(-inf - 0) = 0 everywhere
+    weights = o.exp(o.sub(scores, o.where(blind, 0.0, peak)))
+    total = o.sum(weights, axis=-1, keepdims=True)
+    weights = o.div(weights, o.where(blind, 1.0, total))
+    y = o.matmul(o.reshape(weights, shape=(B, Hkv, G * L, S)), vh)
+    y = o.permute_dims(o.reshape(y, shape=(B, H, L, Dv)), axes=(0, 2, 1, 3))
+    return o.cast(y, dtype=q.dtype)
+
+
+def _rope_infer(x: Any, cos: Any, sin: Any, *, interleaved: bool) -> Meta:
+    infer.floats(x, cos, sin)
+    infer.need_ndim("x", x, 4, "(batch, length, heads, head_dim)")
+    B, L, _, D = x.shape
+    if D % 2 or len(cos.shape) not in (2, 3) or cos.shape[-1] * 2 > D or cos.shape[-2] != L or cos.shape[:-2] not in ((), (B,), (1,)):
+        raise ShapeError(f"cos is {tuple(cos.shape)}; ({L}, D/2) or ({B}, {L}, D/2) was expected, with an even D = {D}")
+    infer.need_shape("sin", sin, cos.shape)
+    return Meta(tuple(x.shape), x.dtype)
+
+
+@composite(_rope_infer)
+def rope(o, x, cos, sin, *, interleaved=False):
+    """Rotary positions (Su et al. 2021): each pair (a, b) becomes (a cos - b sin, b cos + a sin), in float32.
+
+    x (B, L, H, D); cos, sin (L, R/2) or (B, L, R/2), the angles of the first R of D channels (the rest stay). Pairs are
+    (i, i + R/2), as Hugging Face stores LLaMA; interleaved: (2i, 2i + 1), as Meta does.
+    """
+    B, L, H, D = x.shape
+    half = cos.shape[-1]
+    dtype = compute_dtype(x.dtype)
+    cos, sin = (o.reshape(o.cast(t, dtype=dtype), shape=(*t.shape[:-1], 1, half)) for t in (cos, sin))
+    h = o.cast(x, dtype=dtype)
+
+    def part(start: int, stop: int, step: int = 1) -> Any:
+        return o.slice(h, start=(0, 0, 0, start), stop=(B, L, H, stop), step=(1, 1, 1, step))
+
+    a, b = (part(0, 2 * half, 2), part(1, 2 * half, 2)) if interleaved else (part(0, half), part(half, 2 * half))
+    first, second = o.sub(o.mul(a, cos), o.mul(b, sin)), o.add(o.mul(b, cos), o.mul(a, sin))
+    if interleaved:
+        pairs = [o.reshape(t, shape=(B, L, H, half, 1)) for t in (first, second)]
+        parts = [o.reshape(o.concat(*pairs, axis=-1), shape=(B, L, H, 2 * half))]
+    else:
+        parts = [first, second]
+    if 2 * half < D:
+        parts.append(part(2 * half, D))
+    return o.cast(o.concat(*parts, axis=-1), dtype=x.dtype)
+
+
+def _embedding_infer(table: Any, ids: Any) -> Meta:
+    infer.integers(ids)
+    infer.need_ndim("the table", table, 2, "(vocabulary, width)")
+    return Meta((*ids.shape, table.shape[1]), table.dtype)
+
+
+@composite(_embedding_infer)
+def embedding(o, table, ids):
+    """table[ids].  table (V, D), ids (...) -> (..., D)."""
+    return o.take(table, ids)
+
+
+def _upsample_infer(x: Any, *, scale: tuple[int, ...]) -> Meta:
+    if len(x.shape) != len(scale) + 2 or min(scale) < 1:
+        raise ShapeError("x needs shape (N, *S, C) and scale one whole number, at least 1, for each spatial axis")
+    return Meta((x.shape[0], *(n * s for n, s in zip(x.shape[1:-1], scale, strict=True)), x.shape[-1]), x.dtype)
+
+
+@composite(_upsample_infer)
+def upsample(o, x, *, scale):
+    """Each pixel repeated `scale` times along each spatial axis (nearest neighbour).  x (N, *S, C)."""
+    apart, wide = [x.shape[0]], [x.shape[0]]
+    for n, s in zip(x.shape[1:-1], scale, strict=True):
+        apart += [n, 1]
+        wide += [n, s]
+    y = o.expand(o.reshape(x, shape=(*apart, x.shape[-1])), shape=(*wide, x.shape[-1]))
+    return o.reshape(y, shape=(x.shape[0], *(n * s for n, s in zip(x.shape[1:-1], scale, strict=True)), x.shape[-1]))
+
+
+def _dropout_infer(x: Any, *, p: float, seed: int, offset: int) -> Meta:
+    infer.floats(x)
+    if not 0 <= p < 1:
+        raise ShapeError(f"p = {p}; the share that is dropped lies in [0, 1)")
+    return Meta(tuple(x.shape), x.dtype)
+
+
+@composite(_dropout_infer, keep="")
+def dropout(o, x, *, p, seed, offset):
+    """x / (1 - p) with a share p of the values set to 0 (Srivastava et al. 2014); which, is a function of seed and offset."""
+    kept = o.greater_equal(o.uniform(shape=tuple(x.shape), seed=seed, offset=offset, dtype=float32), p)
+    return o.where(kept, o.mul(x, 1 / (1 - p)), 0.0)
+
+
+def _adamw_infer(p: Any, g: Any, m: Any, v: Any, **attrs: Any) -> tuple[Meta, Meta, Meta]:
+    infer.floats(p, g, m, v)
+    for name, t in (("gradient", g), ("m", m), ("v", v)):
+        infer.need_shape(name, t, p.shape)
+    return Meta(tuple(p.shape), p.dtype), Meta(tuple(m.shape), m.dtype), Meta(tuple(v.shape), v.dtype)
+
+
+@composite(_adamw_infer)
+def adamw_step(o, p, g, m, v, *, lr, beta1, beta2, eps, weight_decay, step):
+    """One step of AdamW (Loshchilov & Hutter 2019), `step` counted from 1. -> parameter, first and second moment."""
+    dtype = m.dtype
+    g, w = o.cast(g, dtype=dtype), o.cast(p, dtype=dtype)
+    m = o.add(o.mul(m, beta1), o.mul(g, 1 - beta1))
+    v = o.add(o.mul(v, beta2), o.mul(o.square(g), 1 - beta2))
+    denominator = o.add(o.sqrt(o.mul(v, 1 / (1 - beta2**step))), eps)
+    w = o.sub(o.mul(w, 1 - lr * weight_decay), o.mul(o.div(m, denominator), lr / (1 - beta1**step)))
+    return o.cast(w, dtype=p.dtype), m, v

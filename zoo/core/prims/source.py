@@ -1,0 +1,23 @@
+"""Ops that make values out of attributes. They have no arguments, hence no gradient."""
+
+from __future__ import annotations
+
+from zoo.core.dtype import float32, int32
+from zoo.core.errors import ShapeError
+from zoo.core.prim import NO_GRADIENT, Kind, Meta, Prim
+
+
+def _made(*, shape: tuple[int, ...], dtype: object = float32, **attrs: object) -> Meta:
+    if any(n < 0 for n in shape):
+        raise ShapeError(f"shape {tuple(shape)} has a negative size", "Sizes are 0 or more.")
+    return Meta(tuple(shape), dtype)  # type: ignore[arg-type]
+
+
+SOURCE = [
+    Prim("full", Kind.SOURCE, _made, NO_GRADIENT),
+    # iota: 0, 1, 2, ... along `axis`, repeated along the others
+    Prim("iota", Kind.SOURCE, _made, NO_GRADIENT, attrs={"axis": 0, "dtype": int32}),
+    # counter-based random numbers (zoo/core/random.py): a pure function of seed, offset and position
+    Prim("uniform", Kind.SOURCE, _made, NO_GRADIENT),
+    Prim("normal", Kind.SOURCE, _made, NO_GRADIENT),
+]
