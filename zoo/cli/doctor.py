@@ -1,0 +1,100 @@
+"""`zoo doctor`: what this installation can use, and what it lacks."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import importlib.util
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from zoo import port as ports
+from zoo.cli.console import columns, print_json, size
+from zoo.cli.list import tree_size
+from zoo.core.errors import DeviceError, ZooError
+
+
+def doctor(as_json: bool) -> None:
+    """Prints versions, devices with the reason where one is missing, memory, weights directories and ports."""
+    facts = [*_versions(), *_devices(), *_machine(), *_weights(), *_ports()]
+    if as_json:
+        print_json({key: value for key, value in facts})
+    else:
+        print(columns(facts))
+
+
+def _versions() -> list[tuple[str, str]]:
+    import numpy
+
+    import zoo
+
+    return [
+        ("zoo", f"{zoo.__version__} in {Path(zoo.__file__).parent}"),
+        ("python", f"{platform.python_version()} in {sys.prefix}"),
+        ("numpy", numpy.__version__),
+        ("safetensors", metadata.version("safetensors")),
+    ]
+
+
+def _devices() -> list[tuple[str, str]]:
+    from zoo.core.device import device
+
+    found = [("default device", device().name)]
+    for name in ("numpy", "cpu", "cuda"):
+        try:
+            found.append((name, ", ".join(["ready", *getattr(device(name), "details", ())])))
+        except DeviceError as error:
+            found.append((name, " ".join(part for part in ("not here:", error.why, error.fix) if part)))
+    cupy = importlib.util.find_spec("cupy") is not None
+    found.append(("cupy", "installed" if cupy else "not installed (only the cuda device needs it)"))
+    found.append(("NVIDIA driver", _driver()))
+    return found
+
+
+def _driver() -> str:
+    """The CUDA version that the driver supports and the number of GPUs, asked of the driver itself."""
+    library = ctypes.util.find_library("cuda") or ctypes.util.find_library("nvcuda")
+    try:
+        cuda = ctypes.CDLL(library or "libcuda.so.1")
+    except OSError:
+        return "not installed"
+    version, count = ctypes.c_int(), ctypes.c_int()
+    if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return "installed, but it finds no GPU"
+    cuda.cuDriverGetVersion(ctypes.byref(version))
+    return f"CUDA {version.value // 1000}.{version.value % 1000 // 10}, {count.value} GPU(s)"
+
+
+def _machine() -> list[tuple[str, str]]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    facts = [("machine", f"{platform.system()} {platform.machine()}, {cores} cores")]
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        page = os.sysconf("SC_PAGE_SIZE")
+        memory = size(os.sysconf("SC_PHYS_PAGES") * page)
+        free = f", {size(os.sysconf('SC_AVPHYS_PAGES') * page)} free" if "SC_AVPHYS_PAGES" in os.sysconf_names else ""
+        facts.append(("memory", memory + free))
+    return facts
+
+
+def _weights() -> list[tuple[str, str]]:
+    from zoo.hub import refs
+
+    home = refs.weights_dir()
+    facts = [("weights go to", str(home) if home.is_dir() else f"{home} (made when needed)")]
+    for number, directory in enumerate(refs.search_path(), 1):
+        names = sorted(name for name, path in refs.available().items() if path.parent == directory)
+        facts.append((f"weights in ({number})", f"{directory}: {', '.join(names) or 'none'} ({size(tree_size(directory))})"))
+    return facts
+
+
+def _ports() -> list[tuple[str, str]]:
+    facts = []
+    for name in ports.names():
+        try:
+            facts.append((f"model {name}", ports.get(name).task))
+        except ZooError as error:
+            facts.append((f"model {name}", f"{error.what}: {error.why}"))
+    return facts

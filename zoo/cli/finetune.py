@@ -1,0 +1,82 @@
+"""`zoo finetune MODEL ...`: train a port on the user's data with the port's own `finetune`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from zoo.cli.common import (
+    PortGroup,
+    describe_device,
+    device_option,
+    interruptible,
+    output_options,
+    results_of,
+    weights_option,
+)
+from zoo.cli.console import Console, Stopwatch
+from zoo.cli.run import default_text, load_model
+from zoo.cli.signature import Described, command, describe
+from zoo.core.errors import ZooError
+from zoo.port import Port
+
+GIVEN = ("device", "quiet", "progress")
+"""Values a port's `finetune` gets if it has a parameter of that name."""
+
+HELP = {
+    "data": "your data: a directory or file",
+    "epochs": "passes over the data",
+    "batch": "examples per step",
+    "lr": "learning rate",
+    "seed": "the same seed on the same device gives the same weights",
+    "out": "directory for the weights, their config and the log",
+    "resume": "go on from where an earlier run into --out stopped",
+}
+
+
+class FinetuneGroup(PortGroup):
+    @staticmethod
+    def make(port: Port) -> typer.core.TyperCommand:
+        if port.finetune is None:
+            raise ZooError(f"{port.name} cannot be fine-tuned yet", "", "`zoo list` says which models can.")
+        described = describe(port.finetune, GIVEN, HELP)
+        start = f"start from a checkpoint's name, directory or file{default_start(port, described)}"
+        parameters = [
+            *described.parameters,
+            *([weights_option(start)] if described.takes_model else []),
+            device_option(),
+            *output_options(),
+        ]
+
+        @interruptible
+        def body(**values: Any) -> None:
+            finetune(port, described, values)
+
+        return command(port.name, body, parameters, described.help or f"Train {port.name} on your own data.")
+
+
+def default_start(port: Port, described: Described) -> str:
+    return default_text(port) if described.needs_model else "; without it, from new weights"
+
+
+def finetune(port: Port, described: Described, values: dict[str, Any]) -> None:
+    """Trains a port with the values of its own options and the common ones."""
+    from zoo.core.device import device as find_device
+
+    assert port.finetune is not None
+    with Console(quiet=values["quiet"], as_json=values["as_json"]) as console:
+        watch = Stopwatch()
+        ref = values.get("weights")
+        if described.needs_model or ref is not None:
+            model, shown, _, device = load_model(port, ref, values["device"], None)
+            models = [model]
+        else:
+            models, shown, device = [], None, find_device(values["device"])
+        console.say(" · ".join([port.name, f"from {shown}" if shown else "new weights", describe_device(device, *models)]))
+        given = {"device": device, "quiet": values["quiet"], "progress": console.progress}
+        arguments = {name: values[name] for name in described.names} | {name: given[name] for name in described.wanted}
+        for result in results_of(port.finetune(*models, **arguments)):
+            console.result(result)
+        console.document({"model": port.name, "weights": shown, "device": device.name})
+        console.say(f"  {watch}")

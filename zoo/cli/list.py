@@ -1,0 +1,36 @@
+"""`zoo list`: which models there are, what they do, and which checkpoints are here."""
+
+from __future__ import annotations
+
+from zoo import port as ports
+from zoo.cli.console import columns, print_json, size
+from zoo.core.errors import ZooError
+
+
+def list_models(as_json: bool) -> None:
+    """Prints every port; one that cannot be imported is listed with its error."""
+    from zoo.hub import refs
+
+    here = refs.available()
+    rows = []
+    for name in ports.names():
+        try:
+            port = ports.get(name)
+        except ZooError as error:
+            rows.append({"name": name, "task": f"({error.what})", "checkpoints": []})
+            continue
+        checkpoints = [{"name": c, "path": str(here[c]), "bytes": tree_size(here[c])} for c in port.checkpoints if c in here]
+        rows.append({"name": name, "task": port.task, "finetune": port.finetune is not None, "checkpoints": checkpoints})
+    if as_json:
+        print_json({"models": rows})
+        return
+    table = [("model", "task", "checkpoints")]
+    for row in rows:
+        shipped = ", ".join(f"{c['name']} ({size(c['bytes'])})" for c in row["checkpoints"])
+        table.append((row["name"], row["task"], shipped))
+    print(columns(table))
+
+
+def tree_size(directory) -> int:
+    """Bytes of the files in a directory and below."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

@@ -1,0 +1,118 @@
+"""The program `zoo`: its commands, and what happens when one fails.
+
+Exit codes: 0; 1 for an error, told in three lines on stderr (`--debug` shows the traceback); 2 for a wrong command
+line; 130 after Ctrl-C. Nothing heavy is imported here: `zoo --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+import zoo
+from zoo.cli import settings
+from zoo.cli.common import Interrupted
+from zoo.cli.finetune import FinetuneGroup
+from zoo.cli.run import RunGroup
+from zoo.core.errors import ZooError
+
+app = typer.Typer(name="zoo", rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(typer.Typer(cls=RunGroup, no_args_is_help=True), name="run", help="Run a model.")
+app.add_typer(
+    typer.Typer(cls=FinetuneGroup, no_args_is_help=True), name="finetune", help="Train a model on your own data."
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON document", show_default=False)]
+Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error", callback=settings.set_debug,
+                                     is_eager=True, show_default=False)]  # fmt: skip
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"zoo {zoo.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _zoo(
+    version: Annotated[
+        bool, typer.Option("--version", help="show the version", callback=_version, is_eager=True, show_default=False)
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """LLaMA, Stable Diffusion, Whisper, ResNet and a MNIST CNN on one small tensor core."""
+
+
+@app.command("list")
+def _list(as_json: AsJson = False, debug: Debug = False) -> None:
+    """Which models there are, and which checkpoints are here."""
+    from zoo.cli.list import list_models
+
+    list_models(as_json)
+
+
+@app.command("info")
+def _info(
+    ref: Annotated[str, typer.Argument(metavar="REF", help="a checkpoint's name, directory or file", show_default=False)],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """What a checkpoint is: model, config, card, every tensor."""
+    from zoo.cli.info import info
+
+    info(ref, as_json)
+
+
+@app.command("doctor")
+def _doctor(as_json: AsJson = False, debug: Debug = False) -> None:
+    """What this installation can use, and what it lacks."""
+    from zoo.cli.doctor import doctor
+
+    doctor(as_json)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the program on `arguments` (None: those of the process); returns the exit code."""
+    settings.debug = False
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that knows no `·` gets a `?`, not a crash
+            stream.reconfigure(errors="replace")
+    try:
+        code = app(args=arguments, prog_name="zoo", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    except BrokenPipeError:  # `zoo list | head -1`: who reads us has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (KeyboardInterrupt, Interrupted, typer.Abort) as stop:
+        print(f"\n{stop}" if str(stop) else "\nstopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    """Tells an error; returns its exit code."""
+    if hasattr(error, "exit_code") and hasattr(error, "show"):  # typer's usage errors, whichever click it brings
+        error.show()
+        return int(error.exit_code)
+    if settings.debug:
+        traceback.print_exception(error)
+    if isinstance(error, ZooError):
+        told = error
+    elif isinstance(error, MemoryError):
+        told = ZooError("there is not enough memory", str(error), "Close other programs, or use a smaller model or input.")
+    else:
+        told = ZooError(
+            f"{type(error).__name__}: {error}" if str(error) else type(error).__name__,
+            "this is a bug in the zoo, not a mistake of yours",
+            "Run the same command as `zoo --debug ...` to see where, and report it with what that prints.",
+        )
+    print(f"zoo: {told}", file=sys.stderr)
+    return 1

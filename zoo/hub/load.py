@@ -1,0 +1,244 @@
+"""From a REF to a model that is ready to run, and back to a directory.
+
+Files that the zoo writes say so in their metadata (`zoo.port`, `zoo.layout = "zoo"`, `zoo.config`): their tensors have
+our names and layout. Anything else is a published checkpoint: its port is found by config.json or by its tensors'
+names, and its tensors pass through the port's table, one at a time, on their way into the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo import port as ports
+from zoo.core.errors import WeightsError, ZooError
+from zoo.hub import refs
+from zoo.hub.files import write_json
+from zoo.hub.safetensors import SafetensorsFile, TensorInfo, read, write
+from zoo.hub.table import Plan, Table
+from zoo.port import Port
+
+LAYOUT = "zoo"
+IDENTITY = Table()
+"""The table of a file that is in our own layout."""
+
+
+@dataclass(frozen=True)
+class Identified:
+    """What a checkpoint turned out to be."""
+
+    port: Port
+    config: Any
+    table: Table
+    """The port's, or the identity for a file in our own layout."""
+
+
+def load(
+    ref: str | os.PathLike[str],
+    *,
+    port: Port | str | None = None,
+    device: Any = None,
+    dtype: Any = None,
+) -> Any:
+    """A model with the weights of `ref`, on `device` (a device or its name; None: the default), in evaluation mode.
+
+    `port` says which model it must be; None: found out. `dtype` is that of the floating-point weights; None: as stored.
+    Raises WeightsError if the weights cannot be found, read or recognised, or if a single tensor does not fit;
+    DeviceError if the device is not here.
+    """
+    from zoo.core.device import device as find_device
+
+    place = find_device(device) if device is None or isinstance(device, str) else device
+    checkpoint = refs.resolve(ref)
+    with read(checkpoint.file) as tensors:
+        known = identify(checkpoint, tensors, port)
+        model = known.port.model(known.config)
+        plan = plan_load(checkpoint, tensors.infos, known, model.spec())
+        model.load(_Arrays(plan, tensors, None if dtype is None else np.dtype(dtype)), device=place)
+    model.eval()
+    return model
+
+
+def plan_load(checkpoint: refs.Checkpoint, infos: Mapping[str, TensorInfo], known: Identified, spec: Mapping[str, Any]) -> Plan:
+    """How the tensors of a file fill a model. Raises WeightsError with the whole report if they do not, exactly."""
+    fix = "Use a checkpoint of this architecture"
+    fix += f"; its {refs.CONFIG_FILE} must describe its tensors." if checkpoint.config() is not None else "."
+    plan = known.table.load(infos, spec, known.config).check(checkpoint.shown, known.port.name, fix)
+    for step in plan.steps:
+        if not _is_float(infos[step.source].dtype) and _is_float(np.dtype(spec[step.target].dtype)):
+            raise WeightsError(
+                f"cannot use {checkpoint.shown}",
+                f"{step.source} holds {infos[step.source].dtype}, {known.port.name} needs floating point",
+                fix,
+            )
+    return plan
+
+
+class _Arrays(Mapping[str, np.ndarray]):
+    """Our names -> arrays, read and translated at each look-up, so that one tensor is in memory at a time."""
+
+    def __init__(self, plan: Plan, tensors: SafetensorsFile, dtype: np.dtype | None):
+        self._plan, self._tensors, self._dtype = plan, tensors, dtype
+        self._steps = {step.target: step for step in plan.steps}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        step = self._steps[name]
+        array = self._plan.apply(step, self._tensors[step.source])
+        if self._dtype is not None and _is_float(array.dtype):
+            array = array.astype(self._dtype, copy=False)
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._steps)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+
+def _is_float(dtype: np.dtype) -> bool:
+    return dtype.kind == "f" or dtype.name == "bfloat16"  # ml_dtypes' kind is V
+
+
+# --- which model is it? ------------------------------------------------------------------------------------------------
+
+
+def identify(checkpoint: refs.Checkpoint, tensors: SafetensorsFile, port: Port | str | None = None) -> Identified:
+    """The port and config of an open checkpoint. `port` is what the user wants it to be.
+
+    The metadata of our own files decides, then `model_type` of config.json, then the names of the tensors.
+    Raises WeightsError if no port recognises it, or another one than `port` does.
+    """
+    wanted = ports.get(port) if isinstance(port, str) else port
+    ours = tensors.metadata.get("zoo.layout") == LAYOUT
+    published = checkpoint.config()
+    named = tensors.metadata.get("zoo.port") if ours else (published or {}).get("model_type")
+    if wanted is None:
+        wanted = _port_named(named) or _port_that_recognises(checkpoint, tensors.infos)
+    elif named is not None and named != wanted.name and (ours or _port_named(named) is not None):
+        raise WeightsError(
+            f"cannot use {checkpoint.shown} with {wanted.name}",
+            f"these are weights of {named}",
+            f"`zoo run {named} --weights {checkpoint.shown}` runs them.",
+        )
+    if published is None and ours and "zoo.config" in tensors.metadata:
+        published = _config_in(tensors)
+    if published is not None and (ours or published.get("model_type") == wanted.name):
+        config = config_from_json(wanted, published, checkpoint.shown)
+    else:
+        config = _config_from_tensors(wanted, tensors.infos)
+        if config is None:
+            raise _not_recognised(checkpoint, tensors.infos, [wanted.name])
+    return Identified(wanted, config, IDENTITY if ours else wanted.weights)
+
+
+def _port_named(name: Any) -> Port | None:
+    return ports.get(name) if isinstance(name, str) and name in ports.names() else None
+
+
+def _port_that_recognises(checkpoint: refs.Checkpoint, infos: Mapping[str, TensorInfo]) -> Port:
+    for name in ports.names():
+        try:
+            candidate = ports.get(name)
+        except ZooError:
+            continue  # a third party's port that cannot be imported must not stop the others
+        if _config_from_tensors(candidate, infos) is not None:
+            return candidate
+    raise _not_recognised(checkpoint, infos, ports.names())
+
+
+def _not_recognised(checkpoint: refs.Checkpoint, infos: Mapping[str, TensorInfo], tried: list[str]) -> WeightsError:
+    first = ", ".join(f"{name} {info.shape}" for name, info in list(infos.items())[:3])
+    more = ", ..." if len(infos) > 3 else ""
+    return WeightsError(
+        f"cannot use {checkpoint.shown}: its tensors are not those of {' or '.join(tried) or 'any model here'}",
+        f"it has {len(infos)} tensors: {first}{more}" if infos else "it has no tensors",
+        f"Use a checkpoint of {'this' if len(tried) == 1 else 'such an'} architecture, or put its {refs.CONFIG_FILE} beside it.",
+    )
+
+
+def _config_from_tensors(port: Port, infos: Mapping[str, TensorInfo]) -> Any:
+    from_tensors = getattr(port.config, "from_tensors", None)
+    return None if from_tensors is None else from_tensors(infos)
+
+
+def _config_in(tensors: SafetensorsFile) -> dict[str, Any]:
+    try:
+        config = json.loads(tensors.metadata["zoo.config"])
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise WeightsError(
+            f"cannot use {tensors.path}", "the config in its metadata is damaged", f"Put its {refs.CONFIG_FILE} beside it."
+        )
+    return config
+
+
+# --- config.json <-> dataclass -----------------------------------------------------------------------------------------
+
+
+def config_from_json(port: Port, values: Mapping[str, Any], shown: str) -> Any:
+    """The port's config from a config.json; keys that it does not have are ignored, as published files hold many.
+
+    Raises WeightsError for a key that is needed and absent, or a value that the config refuses.
+    """
+    fields = {field.name for field in dataclasses.fields(port.config) if field.init}
+    known = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in fields}
+    try:
+        return port.config(**known)
+    except (TypeError, ValueError) as error:
+        raise WeightsError(
+            f"cannot use {shown}: its config does not describe a {port.name}",
+            str(error).replace(f"{port.config.__name__}.__init__() ", ""),
+            f"Correct its {refs.CONFIG_FILE}.",
+        ) from error
+
+
+def config_to_json(port: str, config: Any) -> dict[str, Any]:
+    """The content of config.json: the port's name as `model_type`, then the fields of its config."""
+    return {"model_type": port, **dataclasses.asdict(config)}
+
+
+# --- saving ------------------------------------------------------------------------------------------------------------
+
+
+def save(
+    model: Any,
+    directory: str | os.PathLike[str],
+    *,
+    port: str,
+    dtype: Any = None,
+    card: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Writes a model as a checkpoint directory that `load` reads; returns it.
+
+    `dtype` is that in which floating-point weights are stored; None: as they are. `card` says what the weights are
+    (its "summary" is shown when they are run). Each file is written atomically, the tensors last: a directory without
+    them is not a checkpoint. Raises WeightsError if the place cannot be written.
+    """
+    import zoo
+
+    directory = Path(directory)
+    config = config_to_json(port, model.config)
+    arrays = {name: np.asarray(tensor) for name, tensor in model.state().items()}
+    if dtype is not None:
+        arrays = {name: a.astype(dtype) if _is_float(a.dtype) else a for name, a in arrays.items()}
+    about = {
+        "zoo.port": port,
+        "zoo.layout": LAYOUT,
+        "zoo.version": zoo.__version__,
+        "zoo.config": json.dumps(config),
+        **(metadata or {}),
+    }
+    write_json(directory / refs.CONFIG_FILE, config)
+    if card is not None:
+        write_json(directory / refs.CARD_FILE, card)
+    write(directory / refs.WEIGHTS_FILE, arrays, about)
+    return directory

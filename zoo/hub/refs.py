@@ -1,0 +1,160 @@
+"""What a REF names, and where weights live.
+
+REF = name of a checkpoint that is here (shipped with the zoo, or in a weights directory) | directory | single file.
+A name wins over a directory of the same name, so that a command means the same wherever it is typed; `./name` is the
+directory.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoo.core.errors import WeightsError
+from zoo.hub.files import read_json
+
+PROJECT = "zoo-models"
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+CARD_FILE = "card.json"
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on this machine: its file of tensors, and what lies beside it."""
+
+    file: Path
+    directory: Path | None = None
+    """None for a single file: nothing beside it is taken to belong to it."""
+
+    @property
+    def shown(self) -> str:
+        """The checkpoint as a user would write it: relative to the working directory where it is below it."""
+        path = self.directory or self.file
+        cwd = Path.cwd()
+        return str(path.relative_to(cwd)) if path.is_relative_to(cwd) and path != cwd else str(path)
+
+    def config(self) -> dict[str, Any] | None:
+        """config.json, where there is one. Raises WeightsError if it is not a JSON object."""
+        return self._json(CONFIG_FILE)
+
+    def card(self) -> dict[str, Any]:
+        """card.json: what was measured of these weights, and where they come from; {} without one."""
+        return self._json(CARD_FILE) or {}
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        if self.directory is None or not (self.directory / name).exists():
+            return None
+        return read_json(self.directory / name)
+
+
+def checkout() -> Path | None:
+    """The checkout of this project that one runs from: where this code lies, else the working directory or above."""
+    here = Path(__file__).resolve().parents[2]
+    for directory in (here, Path.cwd(), *Path.cwd().parents):
+        try:
+            if f'name = "{PROJECT}"' in (directory / "pyproject.toml").read_text(encoding="utf-8"):
+                return directory
+        except (OSError, UnicodeDecodeError):
+            continue
+    return None
+
+
+def weights_dir() -> Path:
+    """Where weights are kept: ZOO_WEIGHTS, else `weights/` of the checkout, else the user's cache directory."""
+    if chosen := os.environ.get("ZOO_WEIGHTS"):
+        return Path(chosen).expanduser()
+    if (root := checkout()) is not None:
+        return root / "weights"
+    return _cache_dir()
+
+
+def _cache_dir() -> Path:
+    from platformdirs import user_cache_path
+
+    return user_cache_path(PROJECT, appauthor=False) / "weights"
+
+
+def search_path() -> list[Path]:
+    """The directories in which a checkpoint is looked up by name, first match wins; those that exist."""
+    candidates = [weights_dir()]
+    if (root := checkout()) is not None:
+        candidates.append(root / "weights")
+    candidates += [_cache_dir(), Path(__file__).resolve().parents[1] / "_shipped"]
+    return [path for path in dict.fromkeys(candidates) if path.is_dir()]
+
+
+def available() -> dict[str, Path]:
+    """Every checkpoint that can be named, and its directory."""
+    found: dict[str, Path] = {}
+    for root in search_path():
+        for directory in _children(root):
+            if (directory / WEIGHTS_FILE).is_file():
+                found.setdefault(directory.name, directory)
+    return found
+
+
+def _children(root: Path) -> Iterator[Path]:
+    try:
+        yield from sorted(path for path in root.iterdir() if _NAME.fullmatch(path.name))
+    except OSError:  # a directory that may not be listed has nothing to offer
+        return
+
+
+def resolve(ref: str | os.PathLike[str]) -> Checkpoint:
+    """The checkpoint that REF names.
+
+    Raises WeightsError if there is none (with the nearest names), or if a directory does not hold exactly one.
+    """
+    text = os.fspath(ref)
+    if not isinstance(ref, Path) and _NAME.fullmatch(text) and (directory := available().get(text)) is not None:
+        return Checkpoint(directory / WEIGHTS_FILE, directory)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return Checkpoint(_file_in(path), path)
+    if path.exists():
+        return Checkpoint(path)
+    raise _not_found(text)
+
+
+def _file_in(directory: Path) -> Path:
+    if (directory / WEIGHTS_FILE).is_file():
+        return directory / WEIGHTS_FILE
+    files = sorted(directory.glob("*.safetensors"))
+    if len(files) == 1:
+        return files[0]
+    if files:
+        names = ", ".join(file.name for file in files[:4]) + (", ..." if len(files) > 4 else "")
+        raise WeightsError(
+            f"cannot use {directory}", f"it holds {len(files)} .safetensors files: {names}", "Name the one that you mean."
+        )
+    raise WeightsError(
+        f"cannot use {directory}", f"it holds no {WEIGHTS_FILE}", "Name a directory or a file that holds a checkpoint."
+    )
+
+
+def _not_found(ref: str) -> WeightsError:
+    names = sorted(available())
+    close = difflib.get_close_matches(ref, names, n=2, cutoff=0.5)
+    if close:
+        fix = f"Did you mean {' or '.join(close)}?"
+    elif _HUB_ID.fullmatch(ref):
+        owner_name, _, revision = ref.partition("@")
+        pinned = f" --revision {revision}" if revision else ""
+        local = owner_name.partition("/")[2]
+        fix = f"To use a repository of the Hugging Face Hub: `hf download {owner_name}{pinned} --local-dir {local}`, then `--weights ./{local}`."
+    else:
+        fix = "`zoo list` shows the checkpoints that are here; a directory or a .safetensors file will do as well."
+    return WeightsError(
+        f"there are no weights named {ref!r}",
+        f"it is no file or directory here, and no checkpoint's name ({', '.join(names) or 'none is here'})",
+        fix,
+    )
