@@ -7,6 +7,7 @@ widened to float32, calculated, and rounded once.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,18 @@ class ArrayBackend:
     def sync(self) -> None:
         """Returns when everything asked for so far is computed."""
 
+    def quiet(self) -> Any:
+        """A context in which infinities and NaN come without warnings: they are values."""
+        return nullcontext()
+
+    def add_at(self, y: Any, indices: Any, updates: Any) -> None:
+        """y[indices] += updates in place, where an index may occur several times."""
+        self.xp.add.at(y, indices, updates)
+
 
 class NumpyBackend(ArrayBackend):
     def __init__(self, name: str = "numpy"):
         super().__init__(name, np)
+
+    def quiet(self) -> Any:
+        return np.errstate(all="ignore")

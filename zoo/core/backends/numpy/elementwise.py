@@ -63,6 +63,7 @@ def from_expression(prim: Prim, functions: dict[str, Any]) -> Callable[..., Any]
     names = "abc"[: prim.arity]
     formula = eval(f"lambda {', '.join(names)}: {prim.expr.format(*names)}", functions)
     keeps_dtype = prim.result == "same"
+    may_warn = prim.accepts == "float"
 
     def kernel(b: Any, *args: Any) -> Any:
         half = None
@@ -70,18 +71,23 @@ def from_expression(prim: Prim, functions: dict[str, Any]) -> Callable[..., Any]
             d = getattr(a, "dtype", None)
             if d in HALVES:
                 half = d
-        with b.quiet:
-            if half is None:
+        if half is not None:
+            with b.quiet():
+                y = formula(*(a.astype(float32) if getattr(a, "dtype", bool_) != bool_ else a for a in args))
+                return y.astype(half) if keeps_dtype else y
+        if may_warn:  # log(0), 1/0: infinities and NaN are values here; asking numpy for silence costs 1.6 us
+            with b.quiet():
                 return formula(*args)
-            y = formula(*(a.astype(float32) if getattr(a, "dtype", bool_) != bool_ else a for a in args))
-        return y.astype(half) if keeps_dtype else y
+        return formula(*args)
 
     return kernel
 
 
 def cast(b: Any, x: Any, *, dtype: Any) -> Any:
-    with b.quiet:
-        return x if x.dtype == dtype else x.astype(dtype)
+    if x.dtype == dtype:
+        return x
+    with b.quiet():
+        return x.astype(dtype)
 
 
 def kernels(xp: Any) -> dict[str, Callable[..., Any]]:

@@ -36,7 +36,7 @@ def dequantize(b: Any, q: Any, scale: Any, *, format: str, dtype: Any) -> Any:
 
 def qmatmul(b: Any, x: Any, q: Any, scale: Any, *, format: str) -> Any:
     w = dequantize(b, q, scale, format=format, dtype=float32)
-    with b.quiet:
+    with b.quiet():
         return b.xp.matmul(x.astype(float32, copy=False), w.T).astype(x.dtype, copy=False)
 
 
