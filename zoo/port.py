@@ -45,7 +45,7 @@ class Port:
     weights: Table
     """How the published tensors become ours, and back."""
     run: Callable[..., Any]
-    """`run(model, ...)` yields results; its signature becomes the options of `zoo run NAME` (see zoo/cli/signature.py)."""
+    """`run(model, ...)` yields results; its signature becomes the options of `zoo run NAME` (zoo/cli/signature.py)."""
     finetune: Callable[..., Any] | None = None
     """`finetune([model], ...)` yields results; its signature becomes the options of `zoo finetune NAME`."""
     checkpoints: tuple[str, ...] = ()

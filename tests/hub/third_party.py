@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 PORT = '''
-"""scaler: multiplies numbers by learned factors. Published as `factors.w` (in, out); ours is `factors.weight` (out, in)."""
+"""scaler: multiplies numbers by learned factors. Published: `factors.w` (in, out); ours: `factors.weight` (out, in)."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class Scaler:
         self.training = True
 
     def spec(self):
-        n, m = self.config.outputs, self.config.inputs
-        return {"factors.weight": TensorInfo((n, m), np.dtype("float32")), "bias": TensorInfo((n,), np.dtype("float32"))}
+        n, m, f32 = self.config.outputs, self.config.inputs, np.dtype("float32")
+        return {"factors.weight": TensorInfo((n, m), f32), "bias": TensorInfo((n,), f32)}
 
     def load(self, arrays, device=None):
         self.arrays = {name: np.array(array) for name, array in arrays.items()}

@@ -1,4 +1,4 @@
-"""What `zoo run` and `zoo finetune` share: the options that are the same on every model, loading, and showing results."""
+"""What `zoo run` and `zoo finetune` share: options that are the same on every model, and a command for each port."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def results_of(returned: Any) -> Iterator[Any]:
 
 
 def describe_device(device: Any, model: Any = None) -> str:
-    """`cpu f32, avx512-vnni, 2 threads`: the device, the dtypes of the model's weights, what the backend says of itself."""
+    """`cpu f32, avx512-vnni, 2 threads`: the device, the dtypes of the model, what the backend says of itself."""
     dtypes = sorted({p.dtype.name for p in model.spec().values() if p.dtype.name in SHORT}) if model is not None else []
     name = f"{device.name} {'+'.join(SHORT[d] for d in dtypes)}".rstrip()
     return ", ".join([name, *getattr(device, "details", ())])

@@ -45,7 +45,7 @@ class Console:
             print_json({**head, "results": self._results})
 
     def progress(self, done: int, total: int | None, what: str) -> None:
-        """How far something is (bytes, steps); a bar on a terminal, a line per task elsewhere. Ends with the next text."""
+        """How far something is (bytes, steps): a bar on a terminal, a line per task elsewhere; any text ends it."""
         if self.quiet:
             return
         if self._bar is None or self._bar.what != what:
@@ -77,7 +77,12 @@ class _Bar:
         from rich.console import Console as RichConsole
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+        )
         self._rich = Progress(*columns, console=RichConsole(stderr=True), transient=True)
         self._rich.start()
         self._task = self._rich.add_task(what, total=None)

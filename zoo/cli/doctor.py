@@ -21,7 +21,7 @@ def doctor(as_json: bool) -> None:
     """Prints versions, devices with the reason where one is missing, memory, weights directories and ports."""
     facts = [*_versions(), *_devices(), *_machine(), *_weights(), *_ports()]
     if as_json:
-        print_json({key: value for key, value in facts})
+        print_json(dict(facts))
     else:
         print(columns(facts))
 
@@ -86,7 +86,9 @@ def _weights() -> list[tuple[str, str]]:
     facts = [("weights go to", str(home) if home.is_dir() else f"{home} (made when needed)")]
     for number, directory in enumerate(refs.search_path(), 1):
         names = sorted(name for name, path in refs.available().items() if path.parent == directory)
-        facts.append((f"weights in ({number})", f"{directory}: {', '.join(names) or 'none'} ({size(tree_size(directory))})"))
+        facts.append(
+            (f"weights in ({number})", f"{directory}: {', '.join(names) or 'none'} ({size(tree_size(directory))})")
+        )
     return facts
 
 

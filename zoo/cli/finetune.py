@@ -73,7 +73,9 @@ def finetune(port: Port, described: Described, values: dict[str, Any]) -> None:
             models = [model]
         else:
             models, shown, device = [], None, find_device(values["device"])
-        console.say(" · ".join([port.name, f"from {shown}" if shown else "new weights", describe_device(device, *models)]))
+        console.say(
+            " · ".join([port.name, f"from {shown}" if shown else "new weights", describe_device(device, *models)])
+        )
         given = {"device": device, "quiet": values["quiet"], "progress": console.progress}
         arguments = {name: values[name] for name in described.names} | {name: given[name] for name in described.wanted}
         for result in results_of(port.finetune(*models, **arguments)):

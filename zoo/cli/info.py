@@ -55,8 +55,12 @@ def _text(document: dict[str, Any]) -> str:
         ("config", ", ".join(f"{name} {value}" for name, value in document["config"].items())),
         *((name, value) for name, value in document["card"].items()),
     ]
-    tensors = [("tensor", "shape", "dtype", "becomes")]
+    tensors: list[tuple[object, ...]] = [("tensor", "shape", "dtype", "becomes")]
     for entry in document["tensors"]:
-        becomes = " ".join([entry["becomes"], *entry["operations"]]) if entry["becomes"] else document["dropped"][entry["name"]]
+        becomes = (
+            " ".join([entry["becomes"], *entry["operations"]])
+            if entry["becomes"]
+            else document["dropped"][entry["name"]]
+        )
         tensors.append((entry["name"], tuple(entry["shape"]), entry["dtype"], becomes))
     return columns(facts) + "\n\n" + columns(tensors)

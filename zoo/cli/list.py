@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from zoo import port as ports
 from zoo.cli.console import columns, print_json, size
 from zoo.core.errors import ZooError
@@ -12,15 +15,19 @@ def list_models(as_json: bool) -> None:
     from zoo.hub import refs
 
     here = refs.available()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in ports.names():
         try:
             port = ports.get(name)
         except ZooError as error:
             rows.append({"name": name, "task": f"({error.what})", "checkpoints": []})
             continue
-        checkpoints = [{"name": c, "path": str(here[c]), "bytes": tree_size(here[c])} for c in port.checkpoints if c in here]
-        rows.append({"name": name, "task": port.task, "finetune": port.finetune is not None, "checkpoints": checkpoints})
+        checkpoints = [
+            {"name": c, "path": str(here[c]), "bytes": tree_size(here[c])} for c in port.checkpoints if c in here
+        ]
+        rows.append(
+            {"name": name, "task": port.task, "finetune": port.finetune is not None, "checkpoints": checkpoints}
+        )
     if as_json:
         print_json({"models": rows})
         return
@@ -31,6 +38,6 @@ def list_models(as_json: bool) -> None:
     print(columns(table))
 
 
-def tree_size(directory) -> int:
+def tree_size(directory: Path) -> int:
     """Bytes of the files in a directory and below."""
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

@@ -57,7 +57,9 @@ def _list(as_json: AsJson = False, debug: Debug = False) -> None:
 
 @app.command("info")
 def _info(
-    ref: Annotated[str, typer.Argument(metavar="REF", help="a checkpoint's name, directory or file", show_default=False)],
+    ref: Annotated[
+        str, typer.Argument(metavar="REF", help="a checkpoint's name, directory or file", show_default=False)
+    ],
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -107,7 +109,9 @@ def _failed(error: Exception) -> int:
     if isinstance(error, ZooError):
         told = error
     elif isinstance(error, MemoryError):
-        told = ZooError("there is not enough memory", str(error), "Close other programs, or use a smaller model or input.")
+        told = ZooError(
+            "there is not enough memory", str(error), "Close other programs, or use a smaller model or input."
+        )
     else:
         told = ZooError(
             f"{type(error).__name__}: {error}" if str(error) else type(error).__name__,

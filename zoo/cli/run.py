@@ -52,7 +52,9 @@ def run(port: Port, described: Described, values: dict[str, Any]) -> None:
     with Console(quiet=values["quiet"], as_json=values["as_json"]) as console:
         watch = Stopwatch()
         model, shown, summary, device = load_model(port, values["weights"], values["device"], values["dtype"])
-        console.say(" · ".join([port.name, f"{shown} ({summary})" if summary else shown, describe_device(device, model)]))
+        console.say(
+            " · ".join([port.name, f"{shown} ({summary})" if summary else shown, describe_device(device, model)])
+        )
         given = {"seed": values["seed"], "device": device, "quiet": values["quiet"], "progress": console.progress}
         arguments = {name: values[name] for name in described.names} | {name: given[name] for name in described.wanted}
         for result in results_of(port.run(model, **arguments)):
@@ -69,7 +71,9 @@ def load_model(port: Port, ref: str | None, device_name: str | None, dtype: str 
     device = find_device(device_name)
     if ref is None and not port.checkpoints:
         raise WeightsError(
-            f"{port.name} needs weights", "no checkpoint ships with it", "Name a checkpoint: --weights DIRECTORY, or FILE."
+            f"{port.name} needs weights",
+            "no checkpoint ships with it",
+            "Name a checkpoint: --weights DIRECTORY, or FILE.",
         )
     ref = port.checkpoints[0] if ref is None else ref
     checkpoint = refs.resolve(ref)

@@ -95,7 +95,7 @@ def _typer_parameter(parameter: inspect.Parameter, function: Callable[..., Any],
     annotation = parameter.annotation
     if isinstance(annotation, str):
         # One by one: the other annotations may name types that the module imports for the type checker only.
-        annotation = eval(annotation, function.__globals__)  # type: ignore[attr-defined]
+        annotation = eval(annotation, function.__globals__)
     required = parameter.default is inspect.Parameter.empty
     default = ... if required else parameter.default
     if parameter.kind is inspect.Parameter.KEYWORD_ONLY:

@@ -74,7 +74,9 @@ def fetch(
     mirrors = [urls] if isinstance(urls, str) else list(urls)
     for url in mirrors:
         if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-            raise DownloadError(f"cannot fetch {dest.name}", f"{url} is not an http or https address", "Correct the address.")
+            raise DownloadError(
+                f"cannot fetch {dest.name}", f"{url} is not an http or https address", "Correct the address."
+            )
     job = _Job(dest, sha256.lower(), size, progress or (lambda done, total, what: None), patience)
     with job.writing():
         dest.parent.mkdir(parents=True, exist_ok=True)
@@ -117,12 +119,12 @@ class _Job:
 
     def run(self, mirrors: list[str]) -> None:
         failures: list[tuple[str, _Failed]] = []
-        for url in mirrors:
+        for mirror in mirrors:
             try:
-                self._from(url)
+                self._from(mirror)
                 return
-            except _Failed as failure:
-                failures.append((url, failure))
+            except _Failed as failed:
+                failures.append((mirror, failed))
         what = f"cannot fetch {self.dest.name}"
         if len(failures) == 1:
             url, failure = failures[0]
@@ -343,7 +345,10 @@ def _broken(error: Exception) -> Exception:
     """What a failure on the way to the server, or while it talks, means."""
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(reason, ssl.SSLCertVerificationError):
-        return _Failed(f"its certificate cannot be trusted ({reason.verify_message})", "Check this machine's clock and certificates.")
+        return _Failed(
+            f"its certificate cannot be trusted ({reason.verify_message})",
+            "Check this machine's clock and certificates.",
+        )
     if isinstance(reason, socket.gaierror):
         return _Again("no network, or no such server (its name cannot be resolved)", _NO_NETWORK)
     if isinstance(reason, TimeoutError):
@@ -352,7 +357,9 @@ def _broken(error: Exception) -> Exception:
         return _Again("the connection was refused", _NO_NETWORK)
     if isinstance(reason, OSError) and reason.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
         return _Again("no network", _NO_NETWORK)
-    if isinstance(error, ValueError) or isinstance(reason, str):  # an address that cannot be asked for, or a redirect to one
+    if isinstance(error, ValueError) or isinstance(
+        reason, str
+    ):  # an address that cannot be asked for, or a redirect to one
         return _Failed(f"cannot be asked for: {reason}", "Check the address.")
     return _Again(f"the connection broke off ({reason or type(reason).__name__})", _CONTINUES)
 

@@ -66,13 +66,17 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise WeightsError(f"cannot read {path}", error.strerror or str(error), "Check the file's permissions.") from error
+        raise WeightsError(
+            f"cannot read {path}", error.strerror or str(error), "Check the file's permissions."
+        ) from error
     except (ValueError, RecursionError) as error:
         raise WeightsError(
             f"cannot read {path}", f"it is not valid JSON: {error}", "Fetch the file again, or correct it."
         ) from error
     if not isinstance(value, dict):
         raise WeightsError(
-            f"cannot read {path}", f"it holds a JSON {type(value).__name__}, not an object", "Fetch the file again, or correct it."
+            f"cannot read {path}",
+            f"it holds a JSON {type(value).__name__}, not an object",
+            "Fetch the file again, or correct it.",
         )
     return value

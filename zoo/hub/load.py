@@ -66,7 +66,9 @@ def load(
     return model
 
 
-def plan_load(checkpoint: refs.Checkpoint, infos: Mapping[str, TensorInfo], known: Identified, spec: Mapping[str, Any]) -> Plan:
+def plan_load(
+    checkpoint: refs.Checkpoint, infos: Mapping[str, TensorInfo], known: Identified, spec: Mapping[str, Any]
+) -> Plan:
     """How the tensors of a file fill a model. Raises WeightsError with the whole report if they do not, exactly."""
     fix = "Use a checkpoint of this architecture"
     fix += f"; its {refs.CONFIG_FILE} must describe its tensors." if checkpoint.config() is not None else "."
@@ -106,7 +108,7 @@ def _is_float(dtype: np.dtype) -> bool:
     return dtype.kind == "f" or dtype.name == "bfloat16"  # ml_dtypes' kind is V
 
 
-# --- which model is it? ------------------------------------------------------------------------------------------------
+# --- which model is it? -----------------------------------------------------------------------------------------------
 
 
 def identify(checkpoint: refs.Checkpoint, tensors: SafetensorsFile, port: Port | str | None = None) -> Identified:
@@ -159,7 +161,7 @@ def _not_recognised(checkpoint: refs.Checkpoint, infos: Mapping[str, TensorInfo]
     return WeightsError(
         f"cannot use {checkpoint.shown}: its tensors are not those of {' or '.join(tried) or 'any model here'}",
         f"it has {len(infos)} tensors: {first}{more}" if infos else "it has no tensors",
-        f"Use a checkpoint of {'this' if len(tried) == 1 else 'such an'} architecture, or put its {refs.CONFIG_FILE} beside it.",
+        f"Use a checkpoint of such an architecture; or a directory that holds its {refs.CONFIG_FILE} too.",
     )
 
 
@@ -175,12 +177,14 @@ def _config_in(tensors: SafetensorsFile) -> dict[str, Any]:
         config = None
     if not isinstance(config, dict):
         raise WeightsError(
-            f"cannot use {tensors.path}", "the config in its metadata is damaged", f"Put its {refs.CONFIG_FILE} beside it."
+            f"cannot use {tensors.path}",
+            "the config in its metadata is damaged",
+            f"Put its {refs.CONFIG_FILE} beside it.",
         )
     return config
 
 
-# --- config.json <-> dataclass -----------------------------------------------------------------------------------------
+# --- config.json <-> dataclass ----------------------------------------------------------------------------------------
 
 
 def config_from_json(port: Port, values: Mapping[str, Any], shown: str) -> Any:
@@ -189,7 +193,9 @@ def config_from_json(port: Port, values: Mapping[str, Any], shown: str) -> Any:
     Raises WeightsError for a key that is needed and absent, or a value that the config refuses.
     """
     fields = {field.name for field in dataclasses.fields(port.config) if field.init}
-    known = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in fields}
+    known = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in fields
+    }
     try:
         return port.config(**known)
     except (TypeError, ValueError) as error:
@@ -205,7 +211,7 @@ def config_to_json(port: str, config: Any) -> dict[str, Any]:
     return {"model_type": port, **dataclasses.asdict(config)}
 
 
-# --- saving ------------------------------------------------------------------------------------------------------------
+# --- saving -----------------------------------------------------------------------------------------------------------
 
 
 def save(

@@ -117,10 +117,10 @@ def resolve(ref: str | os.PathLike[str]) -> Checkpoint:
     text = os.fspath(ref)
     if not isinstance(ref, Path) and _NAME.fullmatch(text) and (directory := available().get(text)) is not None:
         return Checkpoint(directory / WEIGHTS_FILE, directory)
-    path = Path(text).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(text))
+    if os.path.isdir(path):  # os.path says no, where pathlib raises, to a name that the system cannot have
         return Checkpoint(_file_in(path), path)
-    if path.exists():
+    if os.path.exists(path):
         return Checkpoint(path)
     raise _not_found(text)
 
@@ -134,7 +134,9 @@ def _file_in(directory: Path) -> Path:
     if files:
         names = ", ".join(file.name for file in files[:4]) + (", ..." if len(files) > 4 else "")
         raise WeightsError(
-            f"cannot use {directory}", f"it holds {len(files)} .safetensors files: {names}", "Name the one that you mean."
+            f"cannot use {directory}",
+            f"it holds {len(files)} .safetensors files: {names}",
+            "Name the one that you mean.",
         )
     raise WeightsError(
         f"cannot use {directory}", f"it holds no {WEIGHTS_FILE}", "Name a directory or a file that holds a checkpoint."
@@ -150,7 +152,8 @@ def _not_found(ref: str) -> WeightsError:
         owner_name, _, revision = ref.partition("@")
         pinned = f" --revision {revision}" if revision else ""
         local = owner_name.partition("/")[2]
-        fix = f"To use a repository of the Hugging Face Hub: `hf download {owner_name}{pinned} --local-dir {local}`, then `--weights ./{local}`."
+        get = f"hf download {owner_name}{pinned} --local-dir {local}"
+        fix = f"If it is a repository of the Hugging Face Hub: `{get}`, then --weights ./{local}"
     else:
         fix = "`zoo list` shows the checkpoints that are here; a directory or a .safetensors file will do as well."
     return WeightsError(

@@ -128,20 +128,25 @@ def write(
     path = Path(path)
     arrays = {}
     for name, value in tensors.items():
-        array = np.asarray(value, order="C")  # the library writes the memory as it lies; ascontiguousarray would lose ()
+        array = np.asarray(
+            value, order="C"
+        )  # the library writes the memory as it lies; ascontiguousarray would lose ()
         if array.dtype.newbyteorder("=") not in DTYPES.values():
             raise WeightsError(f"cannot write {path}", f"tensor {name} has dtype {array.dtype}", "Cast it first.")
         arrays[name] = array
     with atomic(path) as part:
+        part.touch()
+        mode = part.stat().st_mode  # what the user's umask gives; the library would leave 0600
         try:
             save_file(arrays, part, metadata=dict(metadata or {}))
         except SafetensorError as error:  # the library reports what the system said as text only
             full = "No space left" in str(error) or "os error 28" in str(error)
             raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+        part.chmod(mode)
 
 
 _DOWNLOAD_AGAIN = "Fetch the file again."
-_CONVERT = "The zoo reads safetensors: look for a .safetensors file of the same model, or save it with `safetensors.torch.save_file`."
+_CONVERT = "The zoo reads safetensors: look for one of the same model, or make it with `safetensors.torch.save_file`."
 
 # What people pass instead, by its first bytes.
 _OTHER_FORMATS = (
@@ -150,7 +155,11 @@ _OTHER_FORMATS = (
     (b"GGUF", "it is a GGUF file (llama.cpp)", _CONVERT),
     (b"\x89HDF", "it is an HDF5 file (Keras)", _CONVERT),
     (b"\x93NUMPY", "it is a NumPy .npy file", _CONVERT),
-    (b"version https://git-lfs", "it is a Git LFS pointer, not the file itself", "Run `git lfs pull` in that repository."),
+    (
+        b"version https://git-lfs",
+        "it is a Git LFS pointer, not the file itself",
+        "Run `git lfs pull` in that repository.",
+    ),
     (b"<", "it is a web page, not a checkpoint", _DOWNLOAD_AGAIN),
 )
 

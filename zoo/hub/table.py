@@ -39,12 +39,12 @@ class Shaped(Protocol):
     def dtype(self) -> np.dtype: ...
 
 
-# --- operations --------------------------------------------------------------------------------------------------------
+# --- operations -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Operation:
-    """An invertible change of layout. `forward` goes from published to ours, `inverse` back; both take (array, config)."""
+    """An invertible change of layout: `forward` from published to ours, `inverse` back; both take (array, config)."""
 
     name: str
     forward: Function
@@ -80,7 +80,7 @@ def flatten_channels_last(chw: Callable[[Any], tuple[int, int, int]]) -> Operati
     return Operation("flatten_channels_last", forward, inverse)
 
 
-# --- rows --------------------------------------------------------------------------------------------------------------
+# --- rows -------------------------------------------------------------------------------------------------------------
 
 
 class Pattern:
@@ -144,7 +144,7 @@ def tie(target: str, to: str, *, when: Callable[[Any], bool]) -> Tie:
     return Tie(Pattern(target), Pattern(to), when)
 
 
-# --- plans -------------------------------------------------------------------------------------------------------------
+# --- plans ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,8 @@ class Table:
         for name, param in target.items():
             to = self.tied(name, config)
             published, operations = self.published(to or name)
-            if to is not None and (own := self.published(name)[0]) in source and own != published:
+            own = self.published(name)[0]
+            if to is not None and own is not None and own in source and own != published:
                 ignored[own] = f"the model uses {to} in its place (tied)"
             if published is None or published not in source:
                 gathered.missing.append((name, published or name))

@@ -1,0 +1,215 @@
+"""Files that are read, written, or refused with a reason."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import pickle
+import zipfile
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import SafetensorError
+
+from zoo.core.errors import WeightsError
+from zoo.hub import files, safetensors
+from zoo.hub.safetensors import DTYPES, TensorInfo, read, write
+
+
+def refused(path: Path) -> WeightsError:
+    with pytest.raises(WeightsError) as raised:
+        read(path)
+    assert raised.value.what == f"cannot read {path}" and raised.value.why and raised.value.fix
+    return raised.value
+
+
+def raw(path: Path, header: object, body: bytes = b"") -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+    return path
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_every_dtype_comes_back_as_it_was(tmp_path, name):
+    array = np.arange(6).astype(DTYPES[name]).reshape(2, 3)
+    write(tmp_path / "t", {"a": array, "scalar": array[0, 1], "empty": array[:0], "turned": array.T})
+    with read(tmp_path / "t") as tensors:
+        assert tensors.infos["a"] == TensorInfo((2, 3), DTYPES[name])
+        assert tensors.infos["scalar"].shape == () and tensors.infos["empty"].shape == (0, 3)
+        assert tensors["a"].tobytes() == array.tobytes() and tensors["a"].dtype == array.dtype
+        assert tensors["turned"].tobytes() == array.T.tobytes()
+        assert tensors["scalar"].shape == () and tensors["empty"].size == 0
+
+
+def test_metadata_and_sizes(tmp_path):
+    write(tmp_path / "t", {"a": np.zeros((2, 3), ml_dtypes.bfloat16)}, {"zoo.port": "demo", "é": "ü"})
+    tensors = read(tmp_path / "t")
+    assert tensors.metadata == {"zoo.port": "demo", "é": "ü"}
+    assert tensors.infos["a"].size == 6 and tensors.infos["a"].nbytes == 12
+    assert list(tensors) == ["a"] and len(tensors) == 1 and "b" not in tensors
+
+
+def test_big_endian_arrays_are_stored_right(tmp_path):
+    write(tmp_path / "t", {"a": np.arange(3, dtype=">f4")})
+    assert read(tmp_path / "t")["a"].tolist() == [0, 1, 2]
+
+
+def test_what_is_no_file(tmp_path):
+    assert "no such file" in refused(tmp_path / "absent").why
+    assert "directory" in refused(tmp_path).why
+    assert "ordinary file" in refused(Path("/dev/null")).why
+
+
+def test_an_empty_file(tmp_path):
+    (tmp_path / "t").touch()
+    assert refused(tmp_path / "t").why == "it is empty"
+
+
+def zip_checkpoint() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("model/data.pkl", pickle.dumps({}))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (zip_checkpoint(), "torch.save writes (.pt"),
+        (pickle.dumps({}, protocol=2), "before 1.6"),
+        (b"GGUF" + bytes(60), "GGUF"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(60), "HDF5"),
+        (b"\x93NUMPY" + bytes(60), ".npy"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+        (b"\n<!DOCTYPE html><html>", "web page"),
+        (b"hello, this is a letter", "not a safetensors file"),
+        (b"abc", "not a safetensors file"),
+    ],
+)
+def test_other_formats_are_named(tmp_path, content, why):
+    (tmp_path / "t").write_bytes(content)
+    assert why in refused(tmp_path / "t").why
+
+
+@pytest.mark.parametrize("keep", [9, 40, -1, -24])
+def test_a_truncated_file(tmp_path, keep):
+    write(tmp_path / "t", {"a": np.arange(6.0)})
+    whole = (tmp_path / "t").read_bytes()
+    (tmp_path / "t").write_bytes(whole[:keep])
+    assert "truncated" in refused(tmp_path / "t").why
+
+
+F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    ("header", "body"),
+    [
+        ({"a": {**F32, "shape": [3]}}, bytes(8)),  # shape and bytes disagree
+        ({"a": {**F32, "shape": [-2]}}, bytes(8)),
+        ({"a": {**F32, "shape": [2**62, 4]}}, bytes(8)),  # the product overflows
+        ({"a": {**F32, "data_offsets": [8, 0]}}, bytes(8)),
+        ({"a": {**F32, "data_offsets": [0, 2**63]}}, bytes(8)),
+        ({"a": F32, "b": F32}, bytes(8)),  # overlapping
+        ({"a": F32, "b": {**F32, "data_offsets": [12, 20]}}, bytes(20)),  # a hole
+        ({"a": F32}, bytes(12)),  # bytes that belong to nobody
+        ({"a": {**F32, "dtype": "F99"}}, bytes(8)),
+        ({"a": 3}, b""),
+        (b'{"a":', b""),
+        (b"{\xff\xfe}", b""),
+        (b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},' * 2 + b"}", bytes(8)),
+    ],
+)
+def test_a_header_that_lies(tmp_path, header, body):
+    refused(raw(tmp_path / "t", header, body))
+
+
+def test_a_header_of_2_to_the_60_bytes(tmp_path):
+    (tmp_path / "t").write_bytes((2**60).to_bytes(8, "little") + b"{}")
+    assert "truncated" in refused(tmp_path / "t").why
+
+
+def test_a_dtype_that_the_zoo_does_not_use(tmp_path):
+    raw(tmp_path / "t", {"a": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}, bytes(2))
+    assert "F8_E4M3" in refused(tmp_path / "t").why
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)
+@given(data=st.data())
+def test_damaged_files_never_crash(tmp_path, data):
+    """A valid file with bytes changed, cut or added: read, or refused with a WeightsError."""
+    write(tmp_path / "t", {"a": np.arange(6, dtype=np.float32), "b": np.ones((2, 2), np.float16)}, {"k": "v"})
+    content = bytearray((tmp_path / "t").read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(content)))
+    (tmp_path / "u").write_bytes(bytes(content[:cut]) + data.draw(st.binary(max_size=4)))
+    try:
+        with read(tmp_path / "u") as tensors:
+            for name in tensors:
+                assert tensors[name].shape == tensors.infos[name].shape
+    except WeightsError:
+        pass
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def test_writing_makes_directories_and_leaves_nothing_else(tmp_path):
+    write(tmp_path / "new" / "t.safetensors", {"a": np.zeros(2)})
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["t.safetensors"]
+    (tmp_path / "other").touch()  # readable for whom any new file is
+    assert (tmp_path / "new" / "t.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    write(tmp_path / "t", {"a": np.zeros(2, np.float32)})
+    before = (tmp_path / "t").read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(WeightsError) as raised:
+        write(tmp_path / "t", {"a": np.ones(2, np.float32)})
+    assert raised.value.why == "the disk is full"
+    assert (tmp_path / "t").read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["t"]
+
+
+def test_a_full_disk_is_called_so(tmp_path, monkeypatch):
+    """The library tells what the system said in words only, whatever the language of its prose."""
+
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors, "save_file", full)
+    with pytest.raises(WeightsError) as raised:
+        write(tmp_path / "t", {"a": np.zeros(2)})
+    assert raised.value.why == "the disk is full" and list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(WeightsError) as raised:
+        write(tmp_path / "file" / "t", {"a": np.zeros(2)})
+    assert raised.value.what.startswith("cannot write")
+
+
+def test_a_dtype_without_a_name(tmp_path):
+    with pytest.raises(WeightsError) as raised:
+        write(tmp_path / "t", {"a": np.zeros(2, np.complex128)})
+    assert "complex128" in raised.value.why and not (tmp_path / "t").exists()
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff", b"[" * 100000])
+def test_json_that_is_not_an_object(tmp_path, content):
+    (tmp_path / "c.json").write_bytes(content)
+    with pytest.raises(WeightsError) as raised:
+        files.read_json(tmp_path / "c.json")
+    assert raised.value.what == f"cannot read {tmp_path / 'c.json'}"
