@@ -86,25 +86,3 @@ INLINE void transpose(vf (&r)[W]) {
         UNROLL for (int i = 0; i < W; i++) r[i] = t[i];
     }
 }
-
-// e^x by 2^n * e^r, |r| <= ln2 / 2; the Taylor terms up to r^6 leave 1.2e-7 of relative error. Below -87 it stays at 1.6e-38
-// instead of going through subnormals; above 88 it is infinite; NaN stays NaN.
-INLINE vf exponential(vf x) {
-    const vf low = splat(-87.0f), high = splat(88.7f);
-    const vi over = x > high;
-    x = select(x < low, low, select(over, high, x));
-    const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, in the low bits
-    const vf shifted = x * 1.44269504088896341f + magic, n = shifted - magic;
-    const vf r = x - n * 0.693359375f + n * 2.12194440e-4f;  // ln 2 in two parts, the first exact in few bits
-    vf p = splat(1.0f / 720);
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    const vf scale = (vf)((vi)shifted << 23) * 1.0f;
-    const vf e = (vf)((vi)p + (((vi)shifted - 0x4B400000) << 23));
-    (void)scale;
-    return select(over, splat(__builtin_inff()), e);
-}

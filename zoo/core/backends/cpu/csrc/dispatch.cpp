@@ -1,0 +1,109 @@
+// Which instruction set is used: the best one that was compiled in, that the processor has (CPUID) and whose registers the
+// operating system saves (XGETBV); a processor flag alone does not promise the latter.
+#include "dispatch.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace zoo {
+#if defined(__x86_64__)
+extern const KernelTable table_baseline, table_avx2, table_avx512;
+#elif defined(__aarch64__)
+extern const KernelTable table_neon;
+#else
+extern const KernelTable table_baseline;
+#endif
+
+namespace {
+
+#if defined(__x86_64__)
+struct Cpu {
+    bool avx2 = false, avx512 = false, vnni = false, bf16 = false;
+    Cpu() {
+        unsigned a, b, c, d;
+        if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_AVX) || !(c & bit_FMA)) return;
+        unsigned low, high;
+        asm("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+        constexpr unsigned YMM = 0x06, ZMM = 0xE6;  // SSE and AVX state; with opmask and both halves of the ZMM state
+        if ((low & YMM) != YMM || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
+        avx2 = b & bit_AVX2;
+        constexpr unsigned NEEDED = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
+        avx512 = avx2 && (low & ZMM) == ZMM && (b & NEEDED) == NEEDED;
+        vnni = avx512 && (c & bit_AVX512VNNI);
+        if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) bf16 = avx512 && (a & (1u << 5));
+    }
+};
+const Cpu& cpu() {
+    static const Cpu found;
+    return found;
+}
+#endif
+
+const std::vector<const KernelTable*>& tables() {  // worst first
+    static const std::vector<const KernelTable*> found = [] {
+        std::vector<const KernelTable*> t;
+#if defined(__x86_64__)
+        t.push_back(&table_baseline);
+        if (cpu().avx2) t.push_back(&table_avx2);
+        if (cpu().avx512) t.push_back(&table_avx512);
+#elif defined(__aarch64__)
+        t.push_back(&table_neon);
+#else
+        t.push_back(&table_baseline);
+#endif
+        return t;
+    }();
+    return found;
+}
+
+std::atomic<const KernelTable*> chosen{nullptr};
+
+}  // namespace
+
+std::vector<std::string> isas() {
+    std::vector<std::string> names;
+    for (const KernelTable* t : tables()) names.push_back(t->isa);
+    return names;
+}
+
+std::vector<std::string> features() {
+    std::vector<std::string> names;
+#if defined(__x86_64__)
+    if (cpu().avx2) names.push_back("avx2");
+    if (cpu().avx512) names.push_back("avx512");
+    if (cpu().vnni) names.push_back("avx512vnni");
+    if (cpu().bf16) names.push_back("avx512bf16");
+#elif defined(__aarch64__)
+    names.push_back("neon");
+#endif
+    return names;
+}
+
+void set_isa(const std::string& name) {
+    for (const KernelTable* t : tables()) {
+        if (name == t->isa) {
+            chosen = t;
+            return;
+        }
+    }
+    std::string known;
+    for (const std::string& n : isas()) known += (known.empty() ? "" : ", ") + n;
+    throw std::invalid_argument("no kernels for instruction set '" + name + "' on this machine; there are: " + known);
+}
+
+const KernelTable& kernels() {
+    if (const KernelTable* t = chosen) return *t;
+    const char* forced = std::getenv("ZOO_ISA");
+    if (forced && *forced) {
+        set_isa(forced);
+    } else {
+        chosen = tables().back();
+    }
+    return *chosen;
+}
+
+}  // namespace zoo
