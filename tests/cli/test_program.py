@@ -106,7 +106,9 @@ def test_debug_shows_where(zoo, scaler):
 
 def test_a_bug_is_called_one(zoo, scaler):
     found = told(zoo("run", "scaler", "--mode", "bug", "-q", "--device", "numpy"))
-    assert found[0] == "zoo: RuntimeError: unexpected" and "bug" in found[1] and "--debug" in found[2] and len(found) == 3
+    assert (
+        found[0] == "zoo: RuntimeError: unexpected" and "bug" in found[1] and "--debug" in found[2] and len(found) == 3
+    )
 
 
 def test_no_memory(zoo, scaler):
@@ -177,7 +179,19 @@ def test_finetune_writes_weights_that_run(zoo, scaler):
 
 
 def test_finetune_from_weights(zoo, scaler):
-    command = ["finetune", "scaler", "--weights", "scaler", "--seed", "5", "--device", "numpy", "--out", "made", "--json"]
+    command = [
+        "finetune",
+        "scaler",
+        "--weights",
+        "scaler",
+        "--seed",
+        "5",
+        "--device",
+        "numpy",
+        "--out",
+        "made",
+        "--json",
+    ]
     code, out, err = zoo(*command)
     assert code == 0 and json.loads(out)["results"] == [{"out": "made"}] and f"from {scaler}" in err
     assert zoo("run", "scaler", "--weights", "made", "-q", "--device", "numpy")[1] == "12\n"  # 6 + 2 epochs * 0.5 + 5
@@ -185,7 +199,9 @@ def test_finetune_from_weights(zoo, scaler):
 
 def test_finetune_help_has_usual_words_for_usual_options(zoo, site, weights):
     text = " ".join(zoo("finetune", "scaler", "--help")[1].split())
-    assert "passes over the data" in text and "go on from where" in text and "--weights" in text and "--dtype" not in text
+    assert (
+        "passes over the data" in text and "go on from where" in text and "--weights" in text and "--dtype" not in text
+    )
 
 
 # --- list, info, doctor --------------------------------------------------------------------------------------------------
@@ -255,9 +271,13 @@ def test_a_reader_that_goes_away(scaler, site):
 
 def test_ctrl_c_is_130_without_a_traceback(tmp_path, weights, site):
     (site / "zoo_scaler.py").write_text(
-        (site / "zoo_scaler.py").read_text().replace("    assert not model.training\n", "    import time; time.sleep(60)\n")
+        (site / "zoo_scaler.py")
+        .read_text()
+        .replace("    assert not model.training\n", "    import time; time.sleep(60)\n")
     )
-    write(weights / "scaler" / "model.safetensors", {"factors.w": np.ones((2, 1), np.float32), "bias": np.ones(1, "f4")})
+    write(
+        weights / "scaler" / "model.safetensors", {"factors.w": np.ones((2, 1), np.float32), "bias": np.ones(1, "f4")}
+    )
     run = process("run", "scaler", "--device", "numpy", path=str(site))
     run.stderr.readline()  # what was chosen: it runs
     time.sleep(0.2)
@@ -273,5 +293,7 @@ def test_help_starts_no_heavy_library():
         "bad = {'torch', 'transformers', 'cupy', 'huggingface_hub', 'safetensors', 'urllib.request', 'PIL'} & set(sys.modules);"
         "sys.exit(str(bad) if bad else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True
+    )
     assert done.returncode == 0, done.stderr

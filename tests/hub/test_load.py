@@ -23,6 +23,10 @@ def published(weights, site):
     return weights / "demo"
 
 
+def arrays(model) -> dict[str, np.ndarray]:
+    return {name: np.asarray(tensor) for name, tensor in model.state().items()}
+
+
 def refused(*arguments, **keywords) -> ZooError:
     with pytest.raises(ZooError) as raised:
         load(*arguments, **keywords)
@@ -31,7 +35,7 @@ def refused(*arguments, **keywords) -> ZooError:
 
 def test_a_published_file_is_recognised_and_translated(published):
     model = load("demo", device="numpy")
-    assert np.array_equal(model.arrays["factors.weight"], W.T) and np.array_equal(model.arrays["bias"], B)
+    assert np.array_equal(arrays(model)["factors.weight"], W.T) and np.array_equal(arrays(model)["factors.bias"], B)
     assert not model.training
 
 
@@ -58,7 +62,7 @@ def test_saving_and_loading_is_exact(published, tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == {
         "model_type": "scaler", "inputs": 3, "outputs": 2}  # fmt: skip
     for ref in (tmp_path / "out", tmp_path / "out" / "model.safetensors"):
-        assert np.array_equal(load(ref, device="numpy").arrays["factors.weight"], W.T)
+        assert np.array_equal(arrays(load(ref, device="numpy"))["factors.weight"], W.T)
 
 
 def test_a_square_matrix_of_ours_is_not_translated_again(published, tmp_path):
@@ -66,14 +70,14 @@ def test_a_square_matrix_of_ours_is_not_translated_again(published, tmp_path):
     write(tmp_path / "square", {"factors.w": W[:2], "bias": B})
     model = load(tmp_path / "square", device="numpy")
     save(model, tmp_path / "out", port="scaler")
-    assert np.array_equal(load(tmp_path / "out", device="numpy").arrays["factors.weight"], W[:2].T)
+    assert np.array_equal(arrays(load(tmp_path / "out", device="numpy"))["factors.weight"], W[:2].T)
 
 
 def test_dtypes(published, tmp_path):
-    assert load("demo", device="numpy", dtype="float16").arrays["bias"].dtype == np.float16
-    assert load("demo", device="numpy", dtype=zoo.bfloat16).arrays["bias"].dtype == zoo.bfloat16
+    assert arrays(load("demo", device="numpy", dtype="float16"))["factors.bias"].dtype == np.float16
+    assert arrays(load("demo", device="numpy", dtype=zoo.bfloat16))["factors.bias"].dtype == zoo.bfloat16
     save(load("demo", device="numpy"), tmp_path / "half", port="scaler", dtype=np.float16)
-    assert load(tmp_path / "half", device="numpy").arrays["bias"].dtype == np.float16  # as stored
+    assert arrays(load(tmp_path / "half", device="numpy"))["factors.bias"].dtype == np.float16  # as stored
 
 
 def test_one_tensor_is_in_memory_at_a_time(published, monkeypatch):
@@ -87,7 +91,7 @@ def test_one_tensor_is_in_memory_at_a_time(published, monkeypatch):
 
     monkeypatch.setattr(module, "_Arrays", Counted)
     load("demo", device="numpy")
-    assert sorted(alive) == ["bias", "factors.weight"]  # each looked up once, when the model takes it
+    assert sorted(alive) == ["factors.bias", "factors.weight"]  # each looked up once, when the model takes it
 
 
 def test_config_json_decides_where_it_names_the_model(published):
@@ -142,7 +146,7 @@ def test_an_unknown_device_is_told_before_anything_is_read(published):
 
 
 def test_damaged_metadata(published, tmp_path):
-    write(tmp_path / "t", {"factors.weight": W.T, "bias": B},
+    write(tmp_path / "t", {"factors.weight": W.T, "factors.bias": B},
           {"zoo.layout": "zoo", "zoo.port": "scaler", "zoo.config": "{"})  # fmt: skip
     assert "metadata is damaged" in refused(tmp_path / "t", device="numpy").why
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 PORT = '''
-"""scaler: multiplies numbers by learned factors. Published: `factors.w` (in, out); ours: `factors.weight` (out, in)."""
+"""scaler: multiplies numbers by learned factors. Published: `factors.w` (in, out) and `bias`; ours: a Linear."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from typing import Literal
 import numpy as np
 
 from zoo.core.errors import DataError, WeightsError
+from zoo.core.tensor import tensor
 from zoo.hub import save
-from zoo.hub.safetensors import TensorInfo
 from zoo.hub.table import Table, drop, row, transpose
+from zoo.nn import Linear, Module
 from zoo.port import Port
 
 
@@ -40,27 +41,13 @@ class ScalerConfig:
         return cls(*tensors["factors.w"].shape)
 
 
-class Scaler:
+class Scaler(Module):
     def __init__(self, config):
         self.config = config
-        self.arrays = {}
-        self.training = True
-
-    def spec(self):
-        n, m, f32 = self.config.outputs, self.config.inputs, np.dtype("float32")
-        return {"factors.weight": TensorInfo((n, m), f32), "bias": TensorInfo((n,), f32)}
-
-    def load(self, arrays, device=None):
-        self.arrays = {name: np.array(array) for name, array in arrays.items()}
-
-    def state(self):
-        return self.arrays
-
-    def eval(self):
-        self.training = False
+        self.factors = Linear(config.inputs, config.outputs)
 
     def __call__(self, x):
-        return self.arrays["factors.weight"] @ x + self.arrays["bias"]
+        return self.factors(x)
 
 
 class Scaled:
@@ -97,10 +84,9 @@ def run(model: Scaler, numbers: list[float] | None = None, *, plus: float = 0.0,
     for number in numbers or [1.0]:
         if mode == "stop":
             raise KeyboardInterrupt("stopped after one")
-        x = np.full(model.config.inputs, number + plus + seed)
-        if mode == "nan":
-            x = x * np.nan
-        yield Scaled(number, -model(x) if negate else model(x))
+        x = np.full((1, model.config.inputs), np.nan if mode == "nan" else number + plus + seed, np.float32)
+        y = model(tensor(x, device=device)).numpy()[0]
+        yield Scaled(number, -y if negate else y)
 
 
 class Trained:
@@ -119,8 +105,8 @@ def finetune(model: Scaler | None = None, *, data: Path | None = None, epochs: i
     """Train the scaler."""
     if model is None:
         model = Scaler(ScalerConfig(2, 1))
-        model.load({"factors.weight": np.zeros((1, 2), np.float32), "bias": np.zeros(1, np.float32)})
-    model.arrays["bias"] = model.arrays["bias"] + np.float32(epochs * lr + seed)
+        model.load({"factors.weight": np.zeros((1, 2), np.float32), "factors.bias": np.zeros(1, np.float32)}, device)
+    model.factors.bias = model.factors.bias + (epochs * lr + seed)
     yield Trained(save(model, out, port="scaler"))
 
 
@@ -131,6 +117,7 @@ PORT = Port(
     model=Scaler,
     weights=Table(
         row("factors.weight", "factors.w", transpose(), why="published (in, out)"),
+        row("factors.bias", "bias", why="published without its layer"),
         drop("steps", why="counts training steps"),
     ),
     run=run,

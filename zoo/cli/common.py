@@ -16,9 +16,8 @@ from zoo.cli.signature import command, option
 from zoo.core.errors import ZooError
 from zoo.port import Port
 
-# What `--dtype` calls numpy's and ml_dtypes' names.
-DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-SHORT = {long: short for short, long in DTYPES.items()}
+SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+"""What people call the dtypes of weights."""
 
 
 def weights_option(help: str) -> inspect.Parameter:

@@ -7,7 +7,6 @@ from typing import Any
 import typer
 
 from zoo.cli.common import (
-    DTYPES,
     PortGroup,
     describe_device,
     device_option,
@@ -77,7 +76,7 @@ def load_model(port: Port, ref: str | None, device_name: str | None, dtype: str 
         )
     ref = port.checkpoints[0] if ref is None else ref
     checkpoint = refs.resolve(ref)
-    model = load(ref, port=port, device=device, dtype=DTYPES[dtype] if dtype else None)
+    model = load(ref, port=port, device=device, dtype=dtype)
     return model, checkpoint.shown, str(checkpoint.card().get("summary", "")), device
 
 

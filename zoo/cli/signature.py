@@ -99,8 +99,9 @@ def _typer_parameter(parameter: inspect.Parameter, function: Callable[..., Any],
     required = parameter.default is inspect.Parameter.empty
     default = ... if required else parameter.default
     if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-        return option(parameter.name, annotation, default, help=help, show_default=default not in (None, False, ...))
-    info = typer.Argument(default, help=help, show_default=default not in (None, ...))
+        shown = not required and default is not None and default is not False
+        return option(parameter.name, annotation, default, help=help, show_default=shown)
+    info = typer.Argument(default, help=help, show_default=not required and default is not None)
     return inspect.Parameter(parameter.name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=annotation)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from zoo import port as ports
+from zoo.core.dtype import is_float
 from zoo.core.errors import WeightsError, ZooError
 from zoo.hub import refs
 from zoo.hub.files import write_json
@@ -55,15 +56,14 @@ def load(
     """
     from zoo.core.device import device as find_device
 
-    place = find_device(device) if device is None or isinstance(device, str) else device
+    place = find_device(device)
     checkpoint = refs.resolve(ref)
     with read(checkpoint.file) as tensors:
         known = identify(checkpoint, tensors, port)
         model = known.port.model(known.config)
         plan = plan_load(checkpoint, tensors.infos, known, model.spec())
-        model.load(_Arrays(plan, tensors, None if dtype is None else np.dtype(dtype)), device=place)
-    model.eval()
-    return model
+        model.load(_Arrays(plan, tensors), device=place, dtype=dtype)
+    return model.eval()
 
 
 def plan_load(
@@ -74,7 +74,7 @@ def plan_load(
     fix += f"; its {refs.CONFIG_FILE} must describe its tensors." if checkpoint.config() is not None else "."
     plan = known.table.load(infos, spec, known.config).check(checkpoint.shown, known.port.name, fix)
     for step in plan.steps:
-        if not _is_float(infos[step.source].dtype) and _is_float(np.dtype(spec[step.target].dtype)):
+        if is_float(spec[step.target].dtype) and not is_float(infos[step.source].dtype):
             raise WeightsError(
                 f"cannot use {checkpoint.shown}",
                 f"{step.source} holds {infos[step.source].dtype}, {known.port.name} needs floating point",
@@ -84,17 +84,19 @@ def plan_load(
 
 
 class _Arrays(Mapping[str, np.ndarray]):
-    """Our names -> arrays, read and translated at each look-up, so that one tensor is in memory at a time."""
+    """Our names -> arrays, read and translated at each look-up, so that one tensor is in memory at a time.
 
-    def __init__(self, plan: Plan, tensors: SafetensorsFile, dtype: np.dtype | None):
-        self._plan, self._tensors, self._dtype = plan, tensors, dtype
+    They are in C order, as kernels want them, and read-only: nobody else holds them, so the model may take them as they are.
+    """
+
+    def __init__(self, plan: Plan, tensors: SafetensorsFile):
+        self._plan, self._tensors = plan, tensors
         self._steps = {step.target: step for step in plan.steps}
 
     def __getitem__(self, name: str) -> np.ndarray:
         step = self._steps[name]
-        array = self._plan.apply(step, self._tensors[step.source])
-        if self._dtype is not None and _is_float(array.dtype):
-            array = array.astype(self._dtype, copy=False)
+        array = np.asarray(self._plan.apply(step, self._tensors[step.source]), order="C")
+        array.flags.writeable = False
         return array
 
     def __iter__(self) -> Iterator[str]:
@@ -102,10 +104,6 @@ class _Arrays(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._steps)
-
-
-def _is_float(dtype: np.dtype) -> bool:
-    return dtype.kind == "f" or dtype.name == "bfloat16"  # ml_dtypes' kind is V
 
 
 # --- which model is it? -----------------------------------------------------------------------------------------------
@@ -235,7 +233,7 @@ def save(
     config = config_to_json(port, model.config)
     arrays = {name: np.asarray(tensor) for name, tensor in model.state().items()}
     if dtype is not None:
-        arrays = {name: a.astype(dtype) if _is_float(a.dtype) else a for name, a in arrays.items()}
+        arrays = {name: a.astype(dtype) if is_float(a.dtype) else a for name, a in arrays.items()}
     about = {
         "zoo.port": port,
         "zoo.layout": LAYOUT,
