@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from zoo.core.autodiff import Gradients
 
 Scalar = float | int | bool
+_NUMBERS = (float, int)  # bool is an int
 
 
 class Tensor:
@@ -314,8 +315,12 @@ def bind(prim: Prim, *args: Any, device: Any = None, **attrs: Any) -> Any:
             handles.append(a.item())
         elif isinstance(a, np.ndarray):
             raise DtypeError(f"argument is a numpy array {a.shape}", "Make it a tensor: zoo.tensor(x).", what=prim.name)
-        else:
+        elif a is None or isinstance(a, _NUMBERS):
             handles.append(a)
+        elif isinstance(a, Tensor):  # a parameter that is not filled yet, whose handle says so
+            handles.append(a.handle)
+        else:
+            raise DtypeError(f"argument is a {type(a).__name__}", "Make it a tensor: zoo.tensor(x).", what=prim.name)
     if device is None:
         device = device_of()
     try:
