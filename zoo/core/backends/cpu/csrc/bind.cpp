@@ -77,7 +77,7 @@ struct After {  // what follows a product
     Array bias, residual;
     int activation;
     After(nb::handle b, nb::handle r, int act, i64 N, const Array& out) : bias(b, "bias"), residual(r, "residual"), activation(act) {
-        check(act >= zoo::NONE && act <= zoo::SILU, "unknown activation");
+        check(act >= zoo::NONE && act < zoo::ACTIVATIONS, "unknown activation");
         if (bias) check(bias.nd == 1 && bias.shape[0] == N && bias.contiguous(), "bias must be contiguous, one value per output");
         if (residual) check(residual.size() == out.size() && residual.contiguous(), "residual must be contiguous, as large as the output");
     }
@@ -164,9 +164,10 @@ void conv(nb::handle x_, nb::handle w_, nb::handle out_, nb::handle bias, nb::ha
         c.w = w.data;
         std::copy(w.stride, w.stride + 4, c.w_stride);
     }
-    const bool transposed = !packed && groups == 1 && !flip && (c.x_stride[0] == 1 || c.batch == 1) && (c.w_stride[0] == 1 || c.outputs == 1);
-    if (c.channels == 1) c.x_stride[3] = transposed && c.batch > 1 ? c.x_stride[3] : 1;
-    check(c.x_stride[3] == 1 || transposed, "the channels of x must be contiguous");
+    const auto unit = [](i64 size, i64 stride) { return size == 1 || stride == 1; };
+    c.k_major = !packed && groups == 1 && !flip && unit(c.batch, c.x_stride[0]) && unit(c.outputs, c.w_stride[0]) &&
+                (c.x_stride[3] != 1 || (c.channels == 1 && c.batch > 1));
+    check(c.k_major || unit(c.channels, c.x_stride[3]), "the channels of x must be contiguous");
     const After after(bias, residual, activation, c.outputs, out);
     c.bias = after.bias.data, c.residual = after.residual.data, c.activation = activation;
     run(zoo::kernels().conv, c);

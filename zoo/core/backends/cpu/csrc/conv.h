@@ -216,8 +216,7 @@ void conv(const Conv& given) {
     if (pixels == 0 || c.outputs == 0) return;
     i64 need[2];
     for (int i = 0; i < 2; i++) need[i] = (c.out[i] - 1) * c.stride[i] + (c.kernel[i] - 1) * c.dilation[i] + 1;
-    const bool outer_first = (c.x_stride[0] == 1 || c.batch == 1) && (c.w_stride[0] == 1 || c.outputs == 1);
-    if (!c.packed && c.groups == 1 && !c.flip && c.x_stride[3] != 1 && outer_first) return conv_k_major(c, need);
+    if (c.k_major) return conv_k_major(c, need);
 
     const bool beyond = c.pad[0] > 0 || c.pad[1] > 0 || need[0] - c.pad[0] > c.size[0] || need[1] - c.pad[1] > c.size[1];
     if (beyond && channels < W) {  // short runs: checking each against the border costs more than a copy without one

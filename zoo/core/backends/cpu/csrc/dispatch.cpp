@@ -3,7 +3,6 @@
 #include "dispatch.h"
 
 #include <atomic>
-#include <cstdlib>
 #include <stdexcept>
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -97,12 +96,7 @@ void set_isa(const std::string& name) {
 
 const KernelTable& kernels() {
     if (const KernelTable* t = chosen) return *t;
-    const char* forced = std::getenv("ZOO_ISA");
-    if (forced && *forced) {
-        set_isa(forced);
-    } else {
-        chosen = tables().back();
-    }
+    chosen = tables().back();
     return *chosen;
 }
 

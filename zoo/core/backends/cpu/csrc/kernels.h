@@ -9,7 +9,7 @@ namespace zoo {
 
 using i64 = int64_t;
 
-enum Activation : int { NONE = 0, RELU, GELU, GELU_TANH, SILU };
+enum Activation : int { NONE = 0, RELU, GELU, GELU_TANH, QUICK_GELU, SILU, SIGMOID, TANH, ACTIVATIONS };
 
 constexpr int MAX_BATCH_AXES = 6;
 
@@ -39,7 +39,8 @@ struct Conv {
     i64 outputs, kernel[2];        // w; takes channels / groups
     i64 out[2];                    // y (batch, out0, out1, outputs), contiguous
     i64 stride[2], dilation[2], pad[2], groups;
-    bool flip;  // the kernel is turned round in both spatial axes
+    bool flip;     // the kernel is turned round in both spatial axes
+    bool k_major;  // x and w are contiguous along batch and outputs, not along channels; then groups == 1 and no flip
     const float* x;
     i64 x_stride[4];
     const float* w;  // not read if `packed` is set

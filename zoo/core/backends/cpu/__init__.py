@@ -1,0 +1,98 @@
+"""The cpu backend: the numpy backend with native kernels for what is hot.
+
+Handles are numpy arrays, so views are free, and a kernel may decline what it does not do: numpy's takes over. The
+kernels are C++ (csrc/), compiled once per instruction set and chosen when the library is loaded.
+
+Environment, read once: ZOO_ISA forces an instruction set, ZOO_THREADS a number of threads (else one for each physical
+core that this process may use), ZOO_OFF="matmul,conv" leaves those ops to numpy.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from zoo.core.backends.cpu import kernels
+from zoo.core.backends.cpu.pack import Packed, pack
+from zoo.core.backends.numpy import NumpyBackend
+from zoo.core.errors import DeviceError, ZooError
+
+
+def _load() -> Any:
+    try:
+        from zoo.core.backends.cpu import _native
+    except ImportError as e:
+        raise DeviceError(
+            "device 'cpu' cannot be used",
+            f"its native kernels were not built, or do not load ({e})",
+            "Install a C++17 compiler and install zoo-models again, or use --device numpy",
+        ) from None
+    return _native
+
+
+class CpuBackend(NumpyBackend):
+    """Handles are numpy arrays; a weight may also be `Packed`."""
+
+    def __init__(self) -> None:
+        super().__init__("cpu")
+        self.native = _load()
+        self._obey(os.environ)
+        for name, kernel in kernels.KERNELS.items():
+            if name not in self.off:
+                self.kernels[name] = kernel
+
+    def _obey(self, environ: Any) -> None:
+        """Takes the settings of the environment.  Raises ZooError for one that this machine cannot follow."""
+        isa, threads = environ.get("ZOO_ISA"), environ.get("ZOO_THREADS")
+        if isa:
+            try:
+                self.native.set_isa(isa)
+            except ValueError:
+                there = ", ".join(self.native.isas())
+                raise ZooError(
+                    f"ZOO_ISA={isa} cannot be used",
+                    f"this build and machine have: {there}",
+                    "Choose one, or unset ZOO_ISA",
+                ) from None
+        if threads:
+            if not threads.isdecimal() or not 1 <= int(threads) <= 1024:
+                raise ZooError(f"ZOO_THREADS={threads} cannot be used", "it must be a number from 1 to 1024")
+            self.native.set_threads(int(threads))
+        self.off = {name for name in environ.get("ZOO_OFF", "").replace(" ", "").split(",") if name}
+        if unknown := self.off - kernels.KERNELS.keys():
+            known = ", ".join(kernels.KERNELS)
+            raise ZooError(f"ZOO_OFF names unknown kernels: {', '.join(sorted(unknown))}", f"there are: {known}")
+
+    @property
+    def isa(self) -> str:
+        return self.native.isa()
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """What the program shows beside the name of the device."""
+        n = self.native.threads()
+        return (self.isa, f"{n} thread{'s' * (n != 1)}")
+
+    def bind(self, prim: Any, args: Any, attrs: Any) -> Any:
+        for a in args:
+            if type(a) is Packed:
+                return self._bind_packed(prim, args, attrs)
+        return super().bind(prim, args, attrs)
+
+    def _bind_packed(self, prim: Any, args: Any, attrs: Any) -> Any:
+        kernel = kernels.KERNELS.get(prim.name)
+        if kernel is not None and prim.name not in self.off:
+            out = kernel(self, *args, **attrs)
+            if out is not NotImplemented:
+                return out
+        return super().bind(prim, [a.unpack() if type(a) is Packed else a for a in args], attrs)
+
+    def pack(self, weight: np.ndarray, kind: str, groups: int = 1) -> Packed:
+        """A weight rearranged for its kernel: `kind` "linear" (N, K) or "conv" (O, *kernel, C / groups), float32.
+        Raises OpError for what cannot be packed."""
+        return pack(self.native, weight, kind, groups)
+
+    def to_host(self, handle: Any) -> np.ndarray:
+        return handle.unpack() if type(handle) is Packed else super().to_host(handle)
