@@ -10,6 +10,7 @@ core that this process may use), ZOO_OFF="matmul,conv" leaves those ops to numpy
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,13 @@ from zoo.core.errors import DeviceError, ZooError
 
 def _load() -> Any:
     try:
-        from zoo.core.backends.cpu import _native
+        return import_module("zoo.core.backends.cpu._native")
     except ImportError as e:
         raise DeviceError(
             "device 'cpu' cannot be used",
             f"its native kernels were not built, or do not load ({e})",
             "Install a C++17 compiler and install zoo-models again, or use --device numpy",
         ) from None
-    return _native
 
 
 class CpuBackend(NumpyBackend):

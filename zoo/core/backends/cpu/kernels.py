@@ -1,5 +1,5 @@
-"""Ops on numpy arrays by the native kernels. Each takes the backend first, and declines with NotImplemented what it does
-not do: other dtypes than float32, misaligned memory, three spatial axes. The op's `infer` has checked the shapes."""
+"""Ops on numpy arrays by the native kernels. Each takes the backend first, and declines with NotImplemented what it
+does not do: other dtypes than float32, misaligned memory, three spatial axes. The op's `infer` has checked the shapes."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _conv(b: Any, x: Any, w: Any, bias: Any, residual: Any, stride: Any, padding
     if rank > 2 or not _usable(x, w, bias, residual) or activation not in CODES or 0 in x.shape or 0 in w.shape:
         return NotImplemented
     settings = zip(x.shape[1:-1], w.shape[1:-1], stride, padding, dilation, strict=True)
-    shape = (x.shape[0], *(window_out(n, k, s, *p, d) for n, k, s, p, d in settings), w.shape[0])
+    shape = (x.shape[0], *(window_out(n, k, s, p[0], p[1], d) for n, k, s, p, d in settings), w.shape[0])
     out = np.empty(shape, F32)
     packed = type(w) is Packed
     if packed and (flip or not w.fits(b.isa, "conv", groups)):
@@ -116,9 +116,8 @@ def _unit(array: np.ndarray, axis: int) -> bool:
 
 def _spread(x: np.ndarray, by: Any) -> np.ndarray:
     """x (N, *S, C) with by - 1 zeros between neighbours on each spatial axis."""
-    spread = np.zeros(
-        (x.shape[0], *(max((n - 1) * i + 1, 0) for n, i in zip(x.shape[1:-1], by, strict=True)), x.shape[-1]), F32
-    )
+    spatial = (max((n - 1) * i + 1, 0) for n, i in zip(x.shape[1:-1], by, strict=True))
+    spread = np.zeros((x.shape[0], *spatial, x.shape[-1]), F32)
     spread[(slice(None), *(slice(None, None, i) for i in by))] = x
     return spread
 
