@@ -1,5 +1,5 @@
 """Ops on numpy arrays by the native kernels. Each takes the backend first, and declines with NotImplemented what it
-does not do: other dtypes than float32, misaligned memory, three spatial axes. The op's `infer` has checked the shapes."""
+does not do: other dtypes than float32, misaligned memory, three spatial axes. `infer` has checked the shapes."""
 
 from __future__ import annotations
 
