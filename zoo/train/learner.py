@@ -1,0 +1,294 @@
+"""Learner: the loop around a model, with what every run needs: progress, a log, validation, checkpoints, exact resume.
+
+The step itself is `Learner._step`; everything it is made of can be used without the Learner, see zoo.train.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.core.autodiff import Autodiff
+from zoo.core.errors import ZooError
+from zoo.core.tensor import Tensor
+from zoo.data.loader import Loader, stream
+from zoo.nn import Module
+from zoo.train import checkpoint
+from zoo.train.average import Average
+from zoo.train.gradients import clip_global_norm, gradients
+from zoo.train.journal import Journal
+from zoo.train.optim import Optimizer
+from zoo.train.progress import Progress
+from zoo.train.schedule import Schedule
+from zoo.train.stopping import StopRequest
+
+CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
+
+Loss = Callable[[Any, Any], Tensor]
+Metrics = Callable[[Any, Any], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What is known after an epoch: the mean loss of its steps, seconds of training so far, validation metrics."""
+
+    epoch: int
+    step: int
+    loss: float | None
+    seconds: float
+    metrics: dict[str, float]
+
+
+class Learner:
+    """Trains a model, which has its weights and is on a plain device.
+
+    loss(model, batch) -> scalar, in training mode and on the Autodiff device. metrics(model, batch) -> name: tensor
+    with one value per example, in evaluation mode; their means over `validation` are reported after every epoch
+    (without metrics: the loss). `schedule` gives the learning rate of each step. clip: the largest global norm of the
+    gradients. ema: decay of a moving average of the weights, which is then what is validated and what the model holds
+    in the end.
+
+    out: a directory for `checkpoint.safetensors` (after every epoch and when stopped) and `log.jsonl` (every
+    `log_every` steps and every epoch). All randomness follows from `seed` and the seed of `data`: the same run on the
+    same device gives the same bits, also when it is stopped anywhere and resumed.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        data: Loader,
+        *,
+        loss: Loss,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        validation: Loader | None = None,
+        metrics: Metrics | None = None,
+        clip: float | None = None,
+        ema: float | None = None,
+        out: str | Path | None = None,
+        seed: int = 0,
+        log_every: int = 10,
+        quiet: bool = False,
+    ):
+        self.model, self.data, self.validation = model, data, validation
+        self.loss, self.metrics = loss, metrics
+        self.optimizer, self.schedule, self.clip = optimizer, schedule, clip
+        self.average = None if ema is None else Average(ema)
+        self.out = None if out is None else Path(out)
+        self.seed, self.log_every = seed, log_every
+        self.rng = stream(seed, "training")
+        self.step, self.seconds = 0, 0.0
+        self.history: list[Epoch] = []
+        self.device = model.device
+        self._live = model.to(Autodiff(self.device)).train(self.rng)
+        self._journal = None if self.out is None else Journal(self.out / LOG)
+        self._progress = Progress(quiet)
+        self._resumed = False
+        self._epoch_losses: list[float] = []
+
+    # the run
+
+    def fit(self, epochs: int | None = None, *, steps: int | None = None) -> Module:
+        """Trains until so many epochs, or steps, are done in all, those before a resume included. -> the model, in
+        evaluation mode.
+
+        Raises ZooError if the loss is not finite (the last checkpoint stays), or if `out` holds another run. At Ctrl-C
+        and SIGTERM the step at hand is finished and saved; then KeyboardInterrupt or SystemExit(143).
+        """
+        if (epochs is None) == (steps is None):
+            raise ValueError("fit needs epochs or steps")
+        total = steps if steps is not None else (epochs or 0) * len(self.data)
+        self._check_out()
+        self._progress.open(self.step, total)
+        start = time.perf_counter() - self.seconds
+        try:
+            with StopRequest() as stop:
+                self._train(total, start, stop)
+                self.seconds = time.perf_counter() - start
+                self.save()
+                if stop.asked is not None:
+                    stop.end(self._stopped())
+        finally:
+            self._progress.close()
+            if self._journal is not None:
+                self._journal.close()
+        self._refresh()
+        return self.model.eval()
+
+    def _train(self, total: int, start: float, stop: StopRequest) -> None:
+        while stop.asked is None:
+            if len(self.history) < self.data.epoch:
+                self.seconds = time.perf_counter() - start
+                self._end_epoch(stop)
+                continue
+            if self.step >= total:
+                return
+            for batch in self.data:
+                value = self._step(_on_device(batch, self.device))
+                self._told(value, batch, start)
+                at_the_end = self.step >= total or stop.asked is not None
+                if at_the_end and self.data.position < len(self.data):
+                    return
+
+    def _step(self, batch: Any) -> float:
+        lr = self.schedule(self.step)
+        loss = self.loss(self._live, batch)
+        value = float(loss)
+        if not math.isfinite(value):
+            raise self._diverged(f"the loss is {value}")
+        grads = gradients(loss, self._live)
+        if self.clip is not None:
+            grads, norm = clip_global_norm(grads, self.clip)
+            if not math.isfinite(norm):
+                raise self._diverged(f"the norm of the gradients is {norm}")
+        self.optimizer.step(self._live, grads, lr)
+        if self.average is not None:
+            self.average.update(self._live, self.device)
+        self.step += 1
+        return value
+
+    def _told(self, loss: float, batch: Any, start: float) -> None:
+        self._epoch_losses.append(loss)
+        epoch = self.data.epoch + 1
+        self._progress.step(self.step, epoch, loss, _rows(batch))
+        if self._journal is not None and self.step % self.log_every == 0:
+            lr, seconds = self.schedule(self.step - 1), round(time.perf_counter() - start, 3)
+            self._journal.write(step=self.step, epoch=epoch, loss=loss, lr=lr, seconds=seconds)
+
+    def _end_epoch(self, stop: StopRequest) -> None:
+        """Validates, reports, saves. A stop during validation leaves the epoch open: a resumed run validates again."""
+        metrics = self.validate(stop) if self.validation is not None else {}
+        if metrics is None:
+            return
+        mean = float(np.mean(self._epoch_losses)) if self._epoch_losses else None
+        done = Epoch(self.data.epoch, self.step, mean, round(self.seconds, 3), metrics)
+        self.history.append(done)
+        self._epoch_losses = []
+        parts = [f"epoch {done.epoch}"] + ([] if mean is None else [f"loss {mean:.4f}"])
+        parts += [f"{name} {value:.4f}" for name, value in metrics.items()]
+        self._progress.say("  ".join([*parts, f"{self.seconds:.0f} s"]))
+        if self._journal is not None:
+            self._journal.write(**{**asdict(done), "metrics": metrics})
+        self.save()
+
+    def validate(self, stop: StopRequest | None = None) -> dict[str, float] | None:
+        """Means of the metrics over the validation data, with the averaged weights where there are some. None if `stop`
+        was asked for on the way."""
+        if self.validation is None:
+            raise ZooError("there is nothing to validate on", "the Learner was made without validation data", "")
+        self._refresh()
+        model = self.model.eval()
+        sums: dict[str, float] = {}
+        rows = 0
+        for batch in self.validation.batches():
+            if stop is not None and stop.asked is not None:
+                return None
+            placed, n = _on_device(batch, self.device), _rows(batch)
+            found = {"loss": self.loss(model, placed)} if self.metrics is None else self.metrics(model, placed)
+            for name, value in found.items():
+                values = np.asarray(value, dtype=np.float64)
+                sums[name] = sums.get(name, 0.0) + float(values.sum() if values.ndim else values * n)
+            rows += n
+        return {name: total / rows for name, total in sums.items()}
+
+    def _refresh(self) -> None:
+        """Puts the weights of the run into the model: references, no copies."""
+        self.model.update(self._live.state() if self.average is None else self.average.values or self._live.state())
+
+    # stopping and going on
+
+    def save(self) -> None:
+        """Writes the checkpoint, if there is a directory for it."""
+        if self.out is None:
+            return
+        groups: dict[str, Any] = {"model": self._live.state(), "optimizer": self.optimizer.state()}
+        facts: dict[str, Any] = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "rng": [self.rng.seed, self.rng.offset],
+            "data": self.data.state(),
+            "history": [asdict(done) for done in self.history],
+            "epoch_losses": self._epoch_losses,
+            **self._settings(),
+        }
+        if self.average is not None:
+            groups["average"], facts["average_steps"] = self.average.values, self.average.steps
+        if self._journal is not None:
+            self._journal.flush()
+        checkpoint.save(self.out / CHECKPOINT, groups, facts)
+        self._resumed = True  # what is there now is this run
+
+    def resume(self) -> Learner:
+        """Goes to where the checkpoint in `out` was taken. Raises WeightsError if there is none, or it is of another
+        model, and ZooError if the run was begun with other settings."""
+        if self.out is None:
+            raise ZooError("there is nothing to resume", "the Learner was made without a directory", "Give it `out`.")
+        saved = checkpoint.load(self.out / CHECKPOINT)
+        facts = saved.facts
+        changed = [k for k, v in self._settings().items() if facts.get(k) != v]
+        if changed:
+            why = "\n".join(f"{k} was {facts.get(k)} and is {self._settings()[k]}" for k in changed)
+            raise ZooError(f"the run in {self.out} was begun with other settings", why, "Resume with the same ones.")
+        self.data.load(facts["data"])
+        self._live.load(saved.groups["model"])
+        self.optimizer.load(saved.groups.get("optimizer", {}), self.device)
+        if self.average is not None:
+            values = saved.groups.get("average", {})
+            average = {k: Tensor(self.device.from_host(v), self.device) for k, v in values.items()}
+            self.average.load(average, facts["average_steps"])
+        self.rng.seed, self.rng.offset = facts["rng"]
+        self.step, self.seconds = facts["step"], facts["seconds"]
+        self.history = [Epoch(**done) for done in facts["history"]]
+        self._epoch_losses = list(facts["epoch_losses"])
+        if self._journal is not None:
+            self._journal.cut(self.step)
+        self._refresh()
+        self._resumed = True
+        return self
+
+    def _settings(self) -> dict[str, Any]:
+        """What must be the same for a resumed run to be the same run."""
+        ema = None if self.average is None else self.average.decay
+        described = {k: list(v) if isinstance(v, tuple) else v for k, v in self.optimizer.describe().items()}
+        return {"optimizer": described, "clip": self.clip, "ema": ema, "seed": self.seed}
+
+    def _check_out(self) -> None:
+        if self.out is not None and not self._resumed and (self.out / CHECKPOINT).exists():
+            raise ZooError(
+                f"{self.out} holds a run already",
+                f"its checkpoint would be overwritten: {self.out / CHECKPOINT}",
+                "Continue it with --resume (in Python: learner.resume()), or choose another directory.",
+            )
+
+    def _stopped(self) -> str:
+        where = f"; {self.out} holds the run, --resume goes on" if self.out is not None else "; nothing was saved"
+        return f"stopped after step {self.step}{where}"
+
+    def _diverged(self, what: str) -> ZooError:
+        at = f"step {self.step + 1}, epoch {self.data.epoch + 1}, batch {self.data.position} of {len(self.data)}"
+        kept = self.out / CHECKPOINT if self.out is not None else None
+        good = f"the last good weights are in {kept}" if kept is not None and kept.exists() else "nothing was saved yet"
+        return ZooError(f"training diverged: {what} at {at}", good, "Lower the learning rate, or clip the gradients.")
+
+
+def _on_device(batch: Any, device: Any) -> Any:
+    """The arrays of a batch as tensors; what is no array stays."""
+    if isinstance(batch, np.ndarray):
+        return Tensor(device.from_host(batch), device)
+    if isinstance(batch, dict):
+        return {name: _on_device(part, device) for name, part in batch.items()}
+    if isinstance(batch, tuple | list):
+        return tuple(_on_device(part, device) for part in batch)
+    return batch
+
+
+def _rows(batch: Any) -> int:
+    while not hasattr(batch, "shape"):
+        batch = next(iter(batch.values() if isinstance(batch, dict) else batch))
+    return int(batch.shape[0])

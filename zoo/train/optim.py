@@ -1,0 +1,167 @@
+"""Optimizers. `step(model, gradients, lr)` moves each parameter by its rule; the learning rate comes with every step.
+
+What an optimizer remembers is kept by the parameter's path, under the names that torch gives it. A parameter without a
+gradient is left alone, and its count of steps stands still. The rules agree with torch.optim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from zoo.core import ops
+from zoo.core.dtype import compute_dtype
+from zoo.core.errors import WeightsError
+from zoo.core.tensor import Tensor, tensor
+from zoo.nn import Module
+
+Decay = float | Callable[[str, Tensor], float]
+"""Weight decay: of all parameters, or as a function of path and parameter."""
+
+
+def matrices_only(decay: float) -> Decay:
+    """Weight decay for what has two axes or more: neither biases nor the scales of norms are drawn to zero."""
+    return lambda path, p: decay if p.ndim >= 2 else 0.0
+
+
+class Optimizer:
+    """The base: holds the state, moves the parameters. A rule is `move(p, g, memory, lr, decay) -> p`, in which
+    `memory` is the parameter's own dict."""
+
+    settings: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, weight_decay: Decay = 0.0):
+        self.weight_decay = weight_decay
+        self.memory: dict[str, dict[str, Any]] = {}
+
+    def move(self, p: Tensor, g: Tensor, memory: dict[str, Any], lr: float, decay: float) -> Tensor:
+        raise NotImplementedError
+
+    def step(self, model: Module, gradients: Mapping[str, Tensor], lr: float) -> None:
+        """Moves the parameters that have a gradient, in the model."""
+        parameters, moved = model.parameters(), {}
+        for path, g in gradients.items():
+            p = parameters[path].to(g.device)
+            decay = self.weight_decay(path, p) if callable(self.weight_decay) else self.weight_decay
+            moved[path] = self.move(p, g, self.memory.setdefault(path, {}), lr, decay)
+        model.update(moved)
+
+    def describe(self) -> dict[str, Any]:
+        """Name and settings, for logs and to tell whether a run is resumed as it began."""
+        decay = "by parameter" if callable(self.weight_decay) else self.weight_decay
+        return {"name": type(self).__name__, "weight_decay": decay} | {k: getattr(self, k) for k in self.settings}
+
+    def state(self) -> dict[str, Any]:
+        """ "PATH/NAME" -> tensor; counts of steps as int64 arrays."""
+        return {
+            f"{path}/{name}": value if isinstance(value, Tensor) else np.array(value, dtype=np.int64)
+            for path, memory in self.memory.items()
+            for name, value in memory.items()
+        }
+
+    def load(self, state: Mapping[str, Any], device: Any) -> None:
+        """Takes over what `state` gave."""
+        self.memory = {}
+        for key, value in state.items():
+            path, _, name = key.rpartition("/")
+            if not path:
+                raise WeightsError("this is no state of an optimizer", f"{key!r} does not name a parameter", "")
+            kept = int(np.asarray(value)) if name == "step" else tensor(value, device=device)
+            self.memory.setdefault(path, {})[name] = kept
+
+
+def _zeros(p: Tensor) -> Tensor:
+    """Where a moment begins: float32 for half-precision parameters, which would lose small changes."""
+    return ops.zeros(p.shape, dtype=compute_dtype(p.dtype), device=p.device)
+
+
+class SGD(Optimizer):
+    """p -= lr v, v = momentum v + g, from v = g at the first step (Sutskever et al. 2013; as torch has it).
+    nesterov: p -= lr (g + momentum v). Weight decay is added to g."""
+
+    settings = ("momentum", "nesterov")
+
+    def __init__(self, momentum: float = 0.0, nesterov: bool = False, weight_decay: Decay = 0.0):
+        if nesterov and not momentum:
+            raise ValueError("nesterov needs a momentum")
+        super().__init__(weight_decay)
+        self.momentum, self.nesterov = momentum, nesterov
+
+    def move(self, p: Tensor, g: Tensor, memory: dict[str, Any], lr: float, decay: float) -> Tensor:
+        if decay:
+            g = g + p * decay
+        if self.momentum:
+            v = memory.get("momentum_buffer")
+            v = memory["momentum_buffer"] = g if v is None else v * self.momentum + g
+            g = g + v * self.momentum if self.nesterov else v
+        return (p - g * lr).astype(p.dtype)
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019): p (1 - lr decay) - lr m / (sqrt(v) + eps), moments
+    corrected for their start at zero."""
+
+    settings = ("betas", "eps")
+
+    def __init__(self, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: Decay = 0.01):
+        super().__init__(weight_decay)
+        self.betas, self.eps = tuple(betas), eps
+
+    def move(self, p: Tensor, g: Tensor, memory: dict[str, Any], lr: float, decay: float) -> Tensor:
+        if not memory:
+            memory.update(step=0, exp_avg=_zeros(p), exp_avg_sq=_zeros(p))
+        memory["step"] += 1
+        p, memory["exp_avg"], memory["exp_avg_sq"] = ops.adamw_step(
+            p, g, memory["exp_avg"], memory["exp_avg_sq"], lr=lr, beta1=self.betas[0], beta2=self.betas[1],
+            eps=self.eps, weight_decay=decay, step=memory["step"],
+        )  # fmt: skip
+        return p
+
+
+class Adam(AdamW):
+    """Adam (Kingma & Ba 2015); weight decay is added to the gradient."""
+
+    def __init__(self, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: Decay = 0.0):
+        super().__init__(betas, eps, weight_decay)
+
+    def move(self, p: Tensor, g: Tensor, memory: dict[str, Any], lr: float, decay: float) -> Tensor:
+        return super().move(p, g + p * decay if decay else g, memory, lr, 0.0)
+
+
+class RMSprop(Optimizer):
+    """p -= lr g / (sqrt(mean of g^2) + eps), the mean moving by alpha (Tieleman & Hinton 2012). centered: less the
+    square of the moving mean of g (Graves 2013). Weight decay is added to g."""
+
+    settings = ("alpha", "eps", "momentum", "centered")
+
+    def __init__(
+        self,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        momentum: float = 0.0,
+        centered: bool = False,
+        weight_decay: Decay = 0.0,
+    ):
+        super().__init__(weight_decay)
+        self.alpha, self.eps, self.momentum, self.centered = alpha, eps, momentum, centered
+
+    def move(self, p: Tensor, g: Tensor, memory: dict[str, Any], lr: float, decay: float) -> Tensor:
+        if decay:
+            g = g + p * decay
+        if not memory:
+            names = (
+                "square_avg",
+                *(["grad_avg"] if self.centered else []),
+                *(["momentum_buffer"] if self.momentum else []),
+            )
+            memory.update({name: _zeros(p) for name in names})
+        square = memory["square_avg"] = memory["square_avg"] * self.alpha + g * g * (1 - self.alpha)
+        if self.centered:
+            mean = memory["grad_avg"] = memory["grad_avg"] * self.alpha + g * (1 - self.alpha)
+            square = square - mean * mean
+        g = g / (ops.sqrt(square) + self.eps)
+        if self.momentum:
+            g = memory["momentum_buffer"] = memory["momentum_buffer"] * self.momentum + g
+        return (p - g * lr).astype(p.dtype)
