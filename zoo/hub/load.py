@@ -86,7 +86,7 @@ def plan_load(
 class _Arrays(Mapping[str, np.ndarray]):
     """Our names -> arrays, read and translated at each look-up, so that one tensor is in memory at a time.
 
-    They are in C order, as kernels want them, and read-only: nobody else holds them, so the model may take them as they are.
+    They are in C order, as kernels want them, and read-only: nobody else holds them, so the model may keep them.
     """
 
     def __init__(self, plan: Plan, tensors: SafetensorsFile):
