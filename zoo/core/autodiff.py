@@ -1,8 +1,8 @@
 """Autodiff(device): a device that records what its values were made from, and is a device itself.
 
-The record belongs to the values (a Var holds its Node, a Node its parents): dropping the loss frees it, there is no global
-tape. Gradient rules are written in ops of the inner device, so Autodiff(Autodiff(d)) gives second derivatives, and whatever
-the inner device does fast is fast backward too.
+The record belongs to the values (a Var holds its Node, a Node its parents): dropping the loss frees it, there is no
+global tape. Gradient rules are written in ops of the inner device, so Autodiff(Autodiff(d)) gives second derivatives,
+and whatever the inner device does fast is fast backward too.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ class Autodiff:
     # backend protocol
 
     def bind(self, prim: Prim, args: Any, attrs: Any) -> Any:
-        values, parents, tracked = [], [], False
+        values: list[Any] = []
+        parents: list[tuple[Node, int | None] | None] = []
+        tracked = False
         for a in args:
             if type(a) is Var and a.owner is self:
                 values.append(a.value)
@@ -124,19 +126,23 @@ class Autodiff:
         if gradient is None:
             if y.size != 1:
                 raise ShapeError(
-                    f"the value has shape {y.shape}", "Sum or average it first, or give backward() the gradient that flows in.",
+                    f"the value has shape {y.shape}",
+                    "Sum or average it first, or give backward() the gradient that flows in.",
                     what="backward() without an argument starts at a single number",
-                )  # fmt: skip
+                )
             seed = self.inner.ops.full(shape=y.shape, value=1, dtype=y.dtype)
         else:
             if gradient.shape != y.shape:
-                raise ShapeError(f"it is {gradient.shape}, the value {y.shape}", what="the gradient given has the wrong shape")
+                raise ShapeError(
+                    f"it is {gradient.shape}, the value {y.shape}", what="the gradient given has the wrong shape"
+                )
             seed = self.value(gradient.handle)
         if not (type(y.handle) is Var and y.handle.owner is self):
             raise NotDifferentiable(
-                "this value does not depend on any variable", "nothing it was made from was moved onto the Autodiff device",
+                "this value does not depend on any variable",
+                "nothing it was made from was moved onto the Autodiff device",
                 "Make variables first: model.to(zoo.Autodiff(device)), or x.to(zoo.Autodiff(device)).",
-            )  # fmt: skip
+            )
         return Gradients(pull(self.inner, [(y.handle, seed)]), self)
 
 
@@ -171,8 +177,9 @@ class Gradients(Mapping[Tensor, Tensor]):
 
 
 def pull(inner: Any, seeds: list[tuple[Var, Any]]) -> dict[Node, Any]:
-    """Walks the record backwards from the values and cotangents given. Nodes are taken by falling tick: whoever used a value has a higher tick than whoever
-    made it, so that a node's cotangent is complete when its turn comes. What a node saved is freed as it is passed."""
+    """Walks the record backwards from the values and cotangents given. Nodes are taken by falling tick: whoever used
+    a value has a higher tick than whoever made it, so that a node's cotangent is complete when its turn comes. What a
+    node saved is freed as it is passed."""
     o = inner.ops
     waiting: dict[Node, Any] = {}
     heap: list[tuple[int, Node]] = []
@@ -211,7 +218,7 @@ def pull(inner: Any, seeds: list[tuple[Var, Any]]) -> dict[Node, Any]:
                 c = sum_to(o, c, tuple(argument.shape))
             if c.dtype != argument.dtype:
                 c = o.cast(c, dtype=argument.dtype)
-            arrive(*parent, c)
+            arrive(parent[0], parent[1], c)
         node.spent, node.args, node.y = True, (), None
     return found
 
@@ -233,6 +240,12 @@ def _through_body(inner: Any, node: Node, g: Any) -> tuple[Any, ...]:
     args = [a if parent is None else nested.variable(a) for a, parent in zip(node.args, node.parents, strict=True)]
     y = node.prim.lower(nested.ops, *args, **node.attrs)
     results, cotangents = (y, g) if type(y) is tuple else ((y,), (g,))
-    seeds = [(v, c) for v, c in zip(results, cotangents, strict=False) if type(v) is Var and v.owner is nested and c is not None]
+    seeds = [
+        (v, c)
+        for v, c in zip(results, cotangents, strict=False)
+        if type(v) is Var and v.owner is nested and c is not None
+    ]
     found = pull(inner, seeds)
-    return tuple(None if p is None or type(a) is not Var else found.get(a.node) for a, p in zip(args, node.parents, strict=True))
+    return tuple(
+        None if p is None or type(a) is not Var else found.get(a.node) for a, p in zip(args, node.parents, strict=True)
+    )

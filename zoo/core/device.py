@@ -33,8 +33,8 @@ def _cuda(index: int) -> Any:
 
 
 def device(name: Any = None) -> Any:
-    """The device called `name`: "numpy", "cpu", "cuda" or "cuda:1"; a device passes through. Without a name, the default:
-    cpu where its native kernels were built, else numpy.
+    """The device called `name`: "numpy", "cpu", "cuda" or "cuda:1"; a device passes through. Without a name, the
+    default: cpu where its native kernels were built, else numpy.
 
     Raises DeviceError if there is no such device, or it cannot be used here.
     """

@@ -20,8 +20,8 @@ class ZooError(Exception):
 
 
 class OpError(ZooError):
-    """An op was called with arguments it cannot take. `infer` rules raise it with `why` and `fix`; `bind` adds which op,
-    shapes, dtypes and device (see `zoo.core.tensor.bind`)."""
+    """An op was called with arguments it cannot take. `infer` rules raise it with `why` and `fix`; `bind` adds which
+    op, shapes, dtypes and device (see `zoo.core.tensor.bind`)."""
 
     def __init__(self, why: str, fix: str = "", what: str = ""):
         super().__init__(what, why, fix)

@@ -17,9 +17,9 @@ from zoo.core.errors import ShapeError
 from zoo.core.prims import TABLE as P
 from zoo.core.prims.infer import axes_tuple
 from zoo.core.tensor import Scalar, Tensor, bind
+from zoo.core.windows import Pad, each_axis, pairs
 
 Axis = int | Sequence[int] | None
-Pad = int | Sequence[int] | Sequence[tuple[int, int]]
 
 
 def _named(name: str, doc: str, op: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -229,7 +229,9 @@ def split(x: Tensor, sizes: int | Sequence[int], *, axis: int = -1) -> list[Tens
     axis, n = axis % x.ndim, x.shape[axis]
     if isinstance(sizes, int):
         if sizes < 1 or n % sizes:
-            raise ShapeError(f"axis {axis} of {x.shape} does not divide by {sizes}", what="split into equal pieces failed")
+            raise ShapeError(
+                f"axis {axis} of {x.shape} does not divide by {sizes}", what="split into equal pieces failed"
+            )
         sizes = [n // sizes] * sizes
     pieces, at = [], 0
     for size in sizes:
@@ -290,23 +292,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation:
     return bind(P["linear"], x, weight, bias, activation=activation)
 
 
-def _each(v: int | Sequence[int], rank: int, what: str) -> tuple[int, ...]:
-    each = (v,) * rank if isinstance(v, int) else tuple(v)
-    if len(each) != rank:
-        raise ShapeError(f"{what} is {v} for {rank} spatial axes", "Give one number, or one for each.", what="wrong settings")
-    return each
-
-
-def pairs(padding: Pad, rank: int) -> tuple[tuple[int, int], ...]:
-    """Padding as (before, after) for each spatial axis: from one number, one for each axis, or the pairs themselves."""
-    if isinstance(padding, int):
-        return ((padding, padding),) * rank
-    each = tuple((p, p) if isinstance(p, int) else (int(p[0]), int(p[1])) for p in padding)
-    if len(each) != rank:
-        raise ShapeError(f"padding is {padding} for {rank} spatial axes", what="wrong settings")
-    return each
-
-
 def conv(
     x: Tensor,
     weight: Tensor,
@@ -325,9 +310,9 @@ def conv(
     """
     rank = x.ndim - 2
     settings: dict[str, Any] = {
-        "stride": _each(stride, rank, "stride"),
+        "stride": each_axis(stride, rank, "stride"),
         "padding": pairs(padding, rank),
-        "dilation": _each(dilation, rank, "dilation"),
+        "dilation": each_axis(dilation, rank, "dilation"),
         "groups": groups,
     }
     if bias is None and residual is None and activation is None:
@@ -348,16 +333,16 @@ def conv_transpose(
 ) -> Tensor:
     """Transposed convolution: the gradient of `conv` in its input, as a layer of its own.
 
-    x (N, *S, C), weight (O, *K, C / groups), bias (O,) -> (N, *S', O), S' = (S-1) stride - 2 padding + dilation (K-1) + 1 +
-    output_padding. Source: Dumoulin & Visin 2016; settings as in torch.
+    x (N, *S, C), weight (O, *K, C / groups), bias (O,) -> (N, *S', O), S' = (S-1) stride - 2 padding + dilation (K-1)
+    + 1 + output_padding. Source: Dumoulin & Visin 2016; settings as in torch.
     """
     rank = x.ndim - 2
-    stride, dilation = _each(stride, rank, "stride"), _each(dilation, rank, "dilation")
-    extra = _each(output_padding, rank, "output_padding")
+    stride, dilation = each_axis(stride, rank, "stride"), each_axis(dilation, rank, "dilation")
+    extra = each_axis(output_padding, rank, "output_padding")
     reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[1:-1], strict=True)]
     pads = tuple((r - lo, r - hi + e) for r, (lo, hi), e in zip(reach, pairs(padding, rank), extra, strict=True))
-    y = bind(P["conv"], x, weight, stride=(1,) * rank, padding=pads, dilation=dilation, input_dilation=stride, groups=groups,
-             flip=True)  # fmt: skip
+    settings: dict[str, Any] = {"stride": (1,) * rank, "padding": pads, "dilation": dilation, "groups": groups}
+    y = bind(P["conv"], x, weight, input_dilation=stride, flip=True, **settings)
     return y if bias is None else y + bias
 
 
@@ -369,28 +354,29 @@ def max_pool(x: Tensor, window: int | Sequence[int], *, stride: Any = None, padd
 def avg_pool(x: Tensor, window: int | Sequence[int], *, stride: Any = None, padding: Pad = 0) -> Tensor:
     """Mean under each window; padding counts as zeros (torch's count_include_pad=True)."""
     size = 1
-    for k in _each(window, x.ndim - 2, "window"):
+    for k in each_axis(window, x.ndim - 2, "window"):
         size *= k
     return _pool("window_sum", x, window, stride, padding) * (1.0 / size)
 
 
 def _pool(name: str, x: Tensor, window: Any, stride: Any, padding: Pad) -> Tensor:
     rank = x.ndim - 2
-    window = _each(window, rank, "window")
-    stride = window if stride is None else _each(stride, rank, "stride")
+    window = each_axis(window, rank, "window")
+    stride = window if stride is None else each_axis(stride, rank, "stride")
     return bind(P[name], x, window=window, stride=stride, padding=pairs(padding, rank))
 
 
 def upsample(x: Tensor, scale: int | Sequence[int]) -> Tensor:
     """Nearest neighbour: every pixel of x (N, *S, C) repeated `scale` times along each spatial axis."""
-    return bind(P["upsample"], x, scale=_each(scale, x.ndim - 2, "scale"))
+    return bind(P["upsample"], x, scale=each_axis(scale, x.ndim - 2, "scale"))
 
 
 # quantised weights
 
 
 def quantize(weight: Tensor, format: str) -> tuple[Tensor, Tensor]:
-    """weight (N, K) -> codes and scales; format "int8" (per output) or "int4" (groups of 32 inputs): see prims/quant.py."""
+    """weight (N, K) -> codes and scales; format "int8" (per output) or "int4" (groups of 32 inputs): see
+    prims/quant.py."""
     return bind(P["quantize"], weight, format=format)
 
 
@@ -404,7 +390,9 @@ def qmatmul(x: Tensor, q: Tensor, scale: Tensor, format: str) -> Tensor:
     return bind(P["qmatmul"], x, q, scale, format=format)
 
 
-def qlinear(x: Tensor, q: Tensor, scale: Tensor, format: str, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
+def qlinear(
+    x: Tensor, q: Tensor, scale: Tensor, format: str, bias: Tensor | None = None, *, activation: str | None = None
+) -> Tensor:
     """`linear` with a quantised weight."""
     return bind(P["qlinear"], x, q, scale, bias, format=format, activation=activation)
 
@@ -449,7 +437,9 @@ def group_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: in
     return bind(P["group_norm"], x, weight, bias, groups=groups, eps=eps, activation=activation)
 
 
-def batch_norm(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float = 1e-5) -> Tensor:
+def batch_norm(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float = 1e-5
+) -> Tensor:
     """(x - mean) / sqrt(var + eps) * weight + bias by channel (the last axis), with the statistics given."""
     return bind(P["batch_norm"], x, mean, var, weight, bias, eps=eps)
 
@@ -458,15 +448,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, ca
               scale: float | None = None) -> Tensor:  # fmt: skip
     """softmax(scale q k^T + bias) v by head.
 
-    q (B, L, H, D), k and v (B, S, H_kv, D), bias broadcastable to (B, H, L, S) -> (B, L, H, D). H is a multiple of H_kv.
-    causal: query l sees keys up to l + S - L. A query that sees nothing gives zeros.  Source: Vaswani et al. 2017.
+    q (B, L, H, D), k and v (B, S, H_kv, D), bias broadcastable to (B, H, L, S) -> (B, L, H, D). H is a multiple of
+    H_kv. causal: query l sees keys up to l + S - L. A query that sees nothing gives zeros.  Source: Vaswani et al.
+    2017.
     """
     return bind(P["attention"], q, k, v, bias, causal=causal, scale=scale)
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
-    """Rotary positions.  x (B, L, H, D); cos, sin (L, R/2) or (B, L, R/2) turn the first R channels in pairs (i, i + R/2),
-    or (2i, 2i + 1) if interleaved (Su et al. 2021)."""
+    """Rotary positions.  x (B, L, H, D); cos, sin (L, R/2) or (B, L, R/2) turn the first R channels in pairs (i, i +
+    R/2), or (2i, 2i + 1) if interleaved (Su et al. 2021)."""
     return bind(P["rope"], x, cos, sin, interleaved=interleaved)
 
 
@@ -482,6 +473,8 @@ def dropout(x: Tensor, p: float, *, seed: int, offset: int) -> Tensor:
 
 def adamw_step(p: Tensor, g: Tensor, m: Tensor, v: Tensor, *, lr: float, beta1: float, beta2: float, eps: float,
                weight_decay: float, step: int) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """One step of AdamW, counted from 1: parameter, gradient, moments -> parameter, moments (Loshchilov & Hutter 2019)."""
-    return bind(P["adamw_step"], p, g, m, v, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, step=step)
-
+    """One step of AdamW, counted from 1: parameter, gradient, moments -> parameter, moments (Loshchilov & Hutter
+    2019)."""
+    return bind(
+        P["adamw_step"], p, g, m, v, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, step=step
+    )

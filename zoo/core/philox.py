@@ -41,8 +41,8 @@ def uniform(xp: Any, seed: int, offset: int, n: int) -> Any:
 
 
 def normal(xp: Any, seed: int, offset: int, n: int) -> Any:
-    """n float32 values of the standard normal distribution (Box & Muller 1958), worked out in float64 and rounded once, so
-    that backends with slightly different logarithms agree."""
+    """n float32 values of the standard normal distribution (Box & Muller 1958), worked out in float64 and rounded
+    once, so that backends with slightly different logarithms agree."""
     words = bits(xp, seed, offset, blocks_for(n) * WORDS).astype(xp.float64).reshape(-1, 2)
     radius = xp.sqrt(-2.0 * xp.log((words[:, 0] + 1.0) * 2.0**-32))
     angle = words[:, 1] * (2.0 * xp.pi * 2.0**-32)

@@ -1,8 +1,8 @@
 """An op as data.
 
-A `Prim` says everything about an op that is the same on every backend: how shapes follow (`infer`), its gradient (`vjp`),
-and, for what can be written in simpler ops, its body (`lower`). A backend adds a kernel or does not; an op that has a
-body runs everywhere, and its kernel can never lose the gradient, since the body is the default one.
+A `Prim` says everything about an op that is the same on every backend: how shapes follow (`infer`), its gradient
+(`vjp`), and, for what can be written in simpler ops, its body (`lower`). A backend adds a kernel or does not; an op
+that has a body runs everywhere, and its kernel can never lose the gradient, since the body is the default one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 
 
 class Meta(NamedTuple):
-    """What is known of a value before it is computed. Stands in for a saved array whose values a gradient does not need."""
+    """What is known of a value before it is computed. Stands in for a saved array whose values a gradient does not
+    need."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -51,11 +52,11 @@ class Prim:
     infer(*args, **attrs) -> Meta or tuple of Meta. `args` have .shape and .dtype, or are Python numbers or None.
         Raises every ShapeError and DtypeError of the op.
     vjp(o, g, *args, y, **attrs) -> one cotangent per argument (alone if there is one argument), in ops `o` of the
-        backend below. An entry may be None (no gradient), or a function without arguments, called only when that gradient
-        is needed. May return NotImplemented: then `lower` is differentiated.
+        backend below. An entry may be None (no gradient), or a function without arguments, called only when that
+        gradient is needed. May return NotImplemented: then `lower` is differentiated.
     lower(o, *args, **attrs): the op's body in ops `o`.
-    expr: an elementwise op as one expression over {0}, {1}, ..., in the functions that every backend's prelude has. Valid
-        in Python and in C; from it come the numpy kernel, the CUDA kernel and the fused programs.
+    expr: an elementwise op as one expression over {0}, {1}, ..., in the functions that every backend's prelude has.
+        Valid in Python and in C; from it come the numpy kernel, the CUDA kernel and the fused programs.
     keep: what `vjp` reads values of: "x" all arguments, a digit one of them, "y" the result. Of what is not kept, only
         shape and dtype are handed over, as a `Meta`, and the memory is free.
     accepts: dtypes of an elementwise op: "any", "number", "float" (integers become float32) or "bool".
@@ -86,8 +87,8 @@ class Prim:
 
 
 class Ops:
-    """The ops over the raw values of one backend: `Ops(backend).exp(x)`. In this dress `lower` and `vjp` rules are written.
-    Shapes are not checked again and dtypes are not promoted here: rules cast where they mix."""
+    """The ops over the raw values of one backend: `Ops(backend).exp(x)`. In this dress `lower` and `vjp` rules are
+    written. Shapes are not checked again and dtypes are not promoted here: rules cast where they mix."""
 
     def __init__(self, backend: Any):
         self.backend = backend
@@ -114,7 +115,9 @@ class Ops:
         return op
 
 
-def composite(infer: Callable[..., Any], vjp: Callable[..., Any] | None = None, keep: str = "xy") -> Callable[[Callable[..., Any]], Prim]:
+def composite(
+    infer: Callable[..., Any], vjp: Callable[..., Any] | None = None, keep: str = "xy"
+) -> Callable[[Callable[..., Any]], Prim]:
     """Makes a Prim of a function written in ops: its name, its body, its docstring, its keyword defaults."""
 
     def make(lower: Callable[..., Any]) -> Prim:

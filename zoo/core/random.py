@@ -31,13 +31,17 @@ class Generator:
         self.offset += philox.blocks_for(n)
         return at
 
-    def uniform(self, shape: Any, *, low: float = 0.0, high: float = 1.0, dtype: Any = float32, device: Any = None) -> Tensor:
+    def uniform(
+        self, shape: Any, *, low: float = 0.0, high: float = 1.0, dtype: Any = float32, device: Any = None
+    ) -> Tensor:
         """Values in [low, high)."""
         u = self._draw("uniform", shape, device)
         u = u if (low, high) == (0.0, 1.0) else u * (high - low) + low
         return u.astype(dtype)
 
-    def normal(self, shape: Any, *, mean: float = 0.0, std: float = 1.0, dtype: Any = float32, device: Any = None) -> Tensor:
+    def normal(
+        self, shape: Any, *, mean: float = 0.0, std: float = 1.0, dtype: Any = float32, device: Any = None
+    ) -> Tensor:
         z = self._draw("normal", shape, device)
         z = z if (mean, std) == (0.0, 1.0) else z * std + mean
         return z.astype(dtype)
@@ -55,7 +59,8 @@ class Generator:
         return np.argsort(words[0::2] << np.uint64(32) | words[1::2], kind="stable")
 
     def integers(self, low: int, high: int, n: int) -> np.ndarray:
-        """n integers in [low, high), on the host (int64). high - low must be below 2^31: the bias is then under 2^-33."""
+        """n integers in [low, high), on the host (int64). high - low must be below 2^31: the bias is then under
+        2^-33."""
         words = philox.bits(np, self.seed, self.take(2 * n), 2 * n).astype(np.uint64)
         wide = words[0::2] << np.uint64(32) | words[1::2]
         return (low + (wide % np.uint64(high - low)).astype(np.int64)).astype(np.int64)

@@ -60,7 +60,9 @@ class Tensor:
         return self.handle.shape[0]
 
     def __repr__(self) -> str:
-        values = np.array2string(self.numpy().astype(float32 if is_float(self.dtype) else self.dtype), threshold=20, precision=4)
+        values = np.array2string(
+            self.numpy().astype(float32 if is_float(self.dtype) else self.dtype), threshold=20, precision=4
+        )
         return f"Tensor({values}, {self.dtype.name} {self.shape}, {self.device.name})"
 
     # out of the zoo and onto other devices
@@ -102,8 +104,8 @@ class Tensor:
         return operator.index(self.item())
 
     def to(self, device: Any) -> Tensor:
-        """The same values on another device. Onto an Autodiff device, a tensor of its inner device becomes a variable, in
-        which gradients can be asked; off it, the plain value."""
+        """The same values on another device. Onto an Autodiff device, a tensor of its inner device becomes a
+        variable, in which gradients can be asked; off it, the plain value."""
         device = device_of(device)
         if device is self.device:
             return self
@@ -241,8 +243,8 @@ class Tensor:
 
 
 def tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
-    """A tensor of `data`: numbers, nested lists, a numpy array, another tensor. Python floats become float32 and integers
-    int32; arrays keep their dtype. `device`: a name or a device; the default if None."""
+    """A tensor of `data`: numbers, nested lists, a numpy array, another tensor. Python floats become float32 and
+    integers int32; arrays keep their dtype. `device`: a name or a device; the default if None."""
     device = device_of(device)
     if isinstance(data, Tensor):
         moved = data.to(device)
@@ -301,8 +303,8 @@ def describe(a: Any) -> str:
 
 
 def bind(prim: Prim, *args: Any, device: Any = None, **attrs: Any) -> Any:
-    """Applies an op to tensors, Python numbers and None: finds the device, promotes the dtypes of elementwise ops, checks
-    shapes and dtypes, runs. Every operation of the zoo passes here once."""
+    """Applies an op to tensors, Python numbers and None: finds the device, promotes the dtypes of elementwise ops,
+    checks shapes and dtypes, runs. Every operation of the zoo passes here once."""
     handles = []
     for a in args:
         if type(a) is Tensor:
@@ -373,7 +375,9 @@ def _sizes(old: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(sizes)
     known = math.prod(n for n in sizes if n != -1)
     if sizes.count(-1) > 1 or known == 0 or math.prod(old) % known:
-        raise ShapeError("one size can be -1, if the others divide the number of values", what=f"cannot reshape {old} to {sizes}")
+        raise ShapeError(
+            "one size can be -1, if the others divide the number of values", what=f"cannot reshape {old} to {sizes}"
+        )
     return tuple(math.prod(old) // known if n == -1 else n for n in sizes)
 
 
@@ -381,7 +385,9 @@ def _index(x: Tensor, key: Any) -> Tensor:
     """Basic indexing: integers, slices, None, Ellipsis; or one tensor of integers, which takes rows."""
     if isinstance(key, Tensor):
         if key.dtype == bool_:
-            raise ShapeError("the shape of x[mask] would depend on values", "Use where(mask, x, 0).", what="cannot index by a mask")
+            raise ShapeError(
+                "the shape of x[mask] would depend on values", "Use where(mask, x, 0).", what="cannot index by a mask"
+            )
         return bind(TABLE["take"], x, key)
     keys = list(key) if isinstance(key, tuple) else [key]
     if any(k is Ellipsis for k in keys):

@@ -1,16 +1,16 @@
 """The op table: every op of the zoo by name. One file per group, one row per op.
 
-    source       full iota uniform normal
-    elementwise  neg abs sign exp log sqrt rsqrt sin cos tanh erf sigmoid floor round logical_not square relu silu isnan
-                 add sub mul div remainder pow maximum minimum equal not_equal less less_equal greater greater_equal
-                 logical_and logical_or where cast
-    reduce       sum max min argmax argmin cumsum             composites: mean var any all logsumexp
-    view         reshape permute_dims expand slice pad flip concat
-    index        take gather scatter_add update_slice topk    composite: sort
-    contract     matmul conv window_max window_sum            composite: window_max_grad
-    quant        quantize dequantize qmatmul                  composite: qlinear
-    nn           linear conv_bias_act attention rope softmax log_softmax cross_entropy rms_norm layer_norm group_norm
-                 batch_norm gelu gelu_tanh quick_gelu swiglu embedding upsample dropout adamw_step       (all composites)
+source       full iota uniform normal
+elementwise  neg abs sign exp log sqrt rsqrt sin cos tanh erf sigmoid floor round logical_not square relu silu isnan
+             add sub mul div remainder pow maximum minimum equal not_equal less less_equal greater greater_equal
+             logical_and logical_or where cast
+reduce       sum max min argmax argmin cumsum             composites: mean var any all logsumexp
+view         reshape permute_dims expand slice pad flip concat
+index        take gather scatter_add update_slice topk    composite: sort
+contract     matmul conv window_max window_sum            composite: window_max_grad
+quant        quantize dequantize qmatmul                  composite: qlinear
+nn           linear conv_bias_act attention rope softmax log_softmax cross_entropy rms_norm layer_norm group_norm
+             batch_norm gelu gelu_tanh quick_gelu swiglu embedding upsample dropout adamw_step       (all composites)
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ def _rows() -> dict[str, Prim]:
     for group in GROUPS:
         for value in vars(group).values():
             for row in value if isinstance(value, list) else [value]:
-                if isinstance(row, Prim):
-                    if table.setdefault(row.name, row) is not row:
-                        raise ValueError(f"two ops are called {row.name}")
+                if isinstance(row, Prim) and table.setdefault(row.name, row) is not row:
+                    raise ValueError(f"two ops are called {row.name}")
     return table
 
 

@@ -1,9 +1,10 @@
 """Contractions: matmul, convolution, and pooling windows. Half precision is accumulated in float32.
 
-One convolution serves forward, both gradients, and transposed convolution (as in MLX): `input_dilation` puts zeros between
-input pixels, `flip` turns the kernel round.
-    y[n, p, o] = sum over k, c of  X[n, p*stride + k*dilation - lo, c] * w[o, k, c],    X = x with input_dilation - 1 zeros between
-Shapes: x (N, *S, C), w (O, *K, C/groups), y (N, *S', O); any number of spatial axes; all settings one entry per axis.
+One convolution serves forward, both gradients, and transposed convolution (as in MLX): `input_dilation` puts zeros
+between input pixels, `flip` turns the kernel round.
+    y[n, p, o] = sum over k, c of  X[n, p*stride + k*dilation - lo, c] * w[o, k, c],    X = x with input_dilation - 1
+zeros between Shapes: x (N, *S, C), w (O, *K, C/groups), y (N, *S', O); any number of spatial axes; all settings one
+entry per axis.
 """
 
 from __future__ import annotations
@@ -56,8 +57,9 @@ def window_out(n: int, k: int, stride: int, lo: int, hi: int, dilation: int = 1,
     return (spanned + lo + hi - dilation * (k - 1) - 1) // stride + 1
 
 
-def conv_infer(x: Any, w: Any, *, stride: Ints, padding: Pairs, dilation: Ints, input_dilation: Ints, groups: int,
-               flip: bool) -> Meta:  # fmt: skip
+def conv_infer(
+    x: Any, w: Any, *, stride: Ints, padding: Pairs, dilation: Ints, input_dilation: Ints, groups: int, flip: bool
+) -> Meta:
     infer.floats(x, w)
     rank = len(x.shape) - 2
     if rank < 1 or len(w.shape) != rank + 2:
@@ -78,14 +80,26 @@ def conv_infer(x: Any, w: Any, *, stride: Ints, padding: Pairs, dilation: Ints, 
     return Meta((x.shape[0], *(max(n, 0) for n in out), w.shape[0]), x.dtype)
 
 
-def conv_vjp(o: Any, g: Any, x: Any, w: Any, y: Any, *, stride: Ints, padding: Pairs, dilation: Ints, input_dilation: Ints,
-             groups: int, flip: bool) -> Any:  # fmt: skip
+def conv_vjp(
+    o: Any,
+    g: Any,
+    x: Any,
+    w: Any,
+    y: Any,
+    *,
+    stride: Ints,
+    padding: Pairs,
+    dilation: Ints,
+    input_dilation: Ints,
+    groups: int,
+    flip: bool,
+) -> Any:
     rank = len(stride)
     spatial = range(rank)
     spanned = [(n - 1) * i + 1 for n, i in zip(x.shape[1:-1], input_dilation, strict=True)]
     g_spanned = [(n - 1) * s + 1 for n, s in zip(g.shape[1:-1], stride, strict=True)]
     reach = [d * (k - 1) for d, k in zip(dilation, w.shape[1:-1], strict=True)]
-    O, I = w.shape[0], w.shape[-1]  # noqa: E741
+    O, I = w.shape[0], w.shape[-1]
 
     def dx() -> Any:
         """The same convolution run backwards: kernel turned round, stride and input dilation changed places."""
@@ -117,7 +131,11 @@ def _window_infer(x: Any, *, window: Ints, stride: Ints, padding: Pairs) -> Meta
     rank = len(x.shape) - 2
     if rank < 1 or not len(window) == len(stride) == len(padding) == rank:
         raise ShapeError("x needs shape (N, *S, C); window, stride and padding one entry for each spatial axis")
-    if min(stride) < 1 or min(window) < 1 or any(not 0 <= p < w for ps, w in zip(padding, window, strict=True) for p in ps):
+    if (
+        min(stride) < 1
+        or min(window) < 1
+        or any(not 0 <= p < w for ps, w in zip(padding, window, strict=True) for p in ps)
+    ):
         raise ShapeError("window and stride start at 1; padding is at least 0 and smaller than the window")
     out = [window_out(n, k, s, *p) for n, k, s, p in zip(x.shape[1:-1], window, stride, padding, strict=True)]
     if min(out) < 1 and x.shape[0] and all(x.shape[1:-1]):
@@ -155,7 +173,9 @@ def window_max_grad(o, x, y, g, *, window, stride, padding):
         hit = o.equal(o.slice(px, **part), y)
         hit, free = (hit, o.logical_not(hit)) if free is None else (o.logical_and(hit, free), free)
         free = o.logical_and(free, o.logical_not(hit))
-        spread = [(b, n - e, s - 1) for b, e, s, n in zip(part["start"], part["stop"], part["step"], px.shape, strict=True)]
+        spread = [
+            (b, n - e, s - 1) for b, e, s, n in zip(part["start"], part["stop"], part["step"], px.shape, strict=True)
+        ]
         piece = o.pad(o.where(hit, g, 0.0), pads=tuple(spread), value=0)
         total = piece if total is None else o.add(total, piece)
     return o.pad(total, pads=tuple((-lo, -hi, 0) for lo, hi, _ in pads), value=0)

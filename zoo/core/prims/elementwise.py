@@ -1,4 +1,5 @@
-"""Elementwise ops: one row each. Value, gradient, dtypes and tests all follow from the row; a face in `ops.py` names it.
+"""Elementwise ops: one row each. Value, gradient, dtypes and tests all follow from the row; a face in `ops.py` names
+it.
 
     ew(name, expression, gradient, ...)
 
@@ -50,11 +51,12 @@ UNARY = [
     ew("log", "log({0})", lambda o, g, x, y: o.div(g, x), keep="x", accepts="float", domain=(0.05, 5), ref=math.log),
     ew("sqrt", "sqrt({0})", lambda o, g, x, y: o.div(o.mul(g, 0.5), y), keep="y", accepts="float", domain=(0.05, 5),
        ref=math.sqrt),
-    ew("rsqrt", "rsqrt({0})", lambda o, g, x, y: o.mul(o.mul(g, -0.5), o.mul(y, o.mul(y, y))), keep="y", accepts="float",
-       domain=(0.05, 5), ref=lambda x: 1 / math.sqrt(x)),
+    ew("rsqrt", "rsqrt({0})", lambda o, g, x, y: o.mul(o.mul(g, -0.5), o.mul(y, o.mul(y, y))), keep="y",
+       accepts="float", domain=(0.05, 5), ref=lambda x: 1 / math.sqrt(x)),
     ew("sin", "sin({0})", lambda o, g, x, y: o.mul(g, o.cos(x)), keep="x", accepts="float", ref=math.sin),
     ew("cos", "cos({0})", lambda o, g, x, y: o.neg(o.mul(g, o.sin(x))), keep="x", accepts="float", ref=math.cos),
-    ew("tanh", "tanh({0})", lambda o, g, x, y: o.mul(g, o.sub(1.0, o.mul(y, y))), keep="y", accepts="float", ref=math.tanh),
+    ew("tanh", "tanh({0})", lambda o, g, x, y: o.mul(g, o.sub(1.0, o.mul(y, y))), keep="y", accepts="float",
+       ref=math.tanh),
     ew("erf", "erf({0})", lambda o, g, x, y: o.mul(g, o.mul(o.exp(o.neg(o.mul(x, x))), TWO_OVER_SQRT_PI)), keep="x",
        accepts="float", ref=math.erf),
     ew("sigmoid", "sigmoid({0})", lambda o, g, x, y: o.mul(g, o.mul(y, o.sub(1.0, y))), keep="y", accepts="float",
@@ -64,7 +66,8 @@ UNARY = [
     ew("logical_not", "logical_not({0})", NO_GRADIENT, accepts="bool", result="bool"),
     # conveniences that would otherwise be two or three passes over memory
     ew("square", "{0} * {0}", lambda o, g, x, y: o.mul(o.mul(g, 2.0), x), keep="x", ref=lambda x: x * x),
-    ew("relu", "maximum({0}, 0)", lambda o, g, x, y: o.where(o.less(0.0, y), g, 0.0), keep="y", ref=lambda x: max(x, 0.0)),
+    ew("relu", "maximum({0}, 0)", lambda o, g, x, y: o.where(o.less(0.0, y), g, 0.0), keep="y",
+       ref=lambda x: max(x, 0.0)),
     ew("silu", "{0} * sigmoid({0})", lambda o, g, x, y: o.mul(g, _silu_slope(o, x)), keep="x", accepts="float",
        ref=lambda x: x / (1 + math.exp(-x))),
     ew("isnan", "isnan({0})", NO_GRADIENT, accepts="float", result="bool"),
@@ -107,7 +110,9 @@ def _silu_slope(o: Any, x: Any) -> Any:
 
 def _where_infer(condition: Any, a: Any, b: Any) -> Meta:
     if condition.dtype.name != "bool":
-        raise DtypeError(f"the condition is {condition.dtype.name}; it must be bool", "Compare first: where(x > 0, a, b).")
+        raise DtypeError(
+            f"the condition is {condition.dtype.name}; it must be bool", "Compare first: where(x > 0, a, b)."
+        )
     values = [v for v in (a, b) if hasattr(v, "dtype")]
     if not values:
         raise DtypeError("both branches are Python numbers", "Make one of them a tensor of the dtype that is wanted.")

@@ -59,7 +59,7 @@ def _scatter_infer(x: Any, indices: Any, updates: Any) -> Meta:
 def _update_infer(x: Any, update: Any, *, start: tuple[int, ...], donate: bool) -> Meta:
     infer.same_dtype(x, update)
     fits = len(x.shape) == len(update.shape) == len(start) and all(
-        0 <= s and s + m <= n for s, m, n in zip(start, update.shape, x.shape, strict=True)
+        s >= 0 and s + m <= n for s, m, n in zip(start, update.shape, x.shape, strict=True)
     )
     if not fits:
         raise ShapeError(f"{tuple(update.shape)} at {tuple(start)} does not lie within {tuple(x.shape)}")

@@ -61,7 +61,9 @@ def integers(a: Any) -> None:
 
 def axis_index(axis: int, ndim: int) -> int:
     if not -ndim <= axis < ndim:
-        raise ShapeError(f"axis {axis} does not exist in a tensor of {ndim} axes", f"Axes run from {-ndim} to {ndim - 1}.")
+        raise ShapeError(
+            f"axis {axis} does not exist in a tensor of {ndim} axes", f"Axes run from {-ndim} to {ndim - 1}."
+        )
     return axis % ndim
 
 

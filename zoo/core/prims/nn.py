@@ -169,7 +169,8 @@ def _batch_norm_infer(x: Any, mean: Any, var: Any, weight: Any, bias: Any, *, ep
 
 @composite(_batch_norm_infer)
 def batch_norm(o, x, mean, var, weight, bias, *, eps=1e-5):
-    """(x - mean) / sqrt(var + eps) * weight + bias, by channel, with statistics that are given (Ioffe & Szegedy 2015)."""
+    """(x - mean) / sqrt(var + eps) * weight + bias, by channel, with statistics that are given (Ioffe & Szegedy
+    2015)."""
     dtype = compute_dtype(x.dtype)
     scale = o.rsqrt(o.add(o.cast(var, dtype=dtype), eps))
     h = o.mul(o.sub(o.cast(x, dtype=dtype), o.cast(mean, dtype=dtype)), scale)
@@ -221,8 +222,9 @@ def _conv_bias_act_infer(x: Any, w: Any, bias: Any, residual: Any, *, activation
     return y
 
 
-def _conv_bias_act_vjp(o: Any, g: Any, x: Any, w: Any, bias: Any, residual: Any, y: Any, *, activation: str | None,
-                       **conv: Any) -> Any:  # fmt: skip
+def _conv_bias_act_vjp(
+    o: Any, g: Any, x: Any, w: Any, bias: Any, residual: Any, y: Any, *, activation: str | None, **conv: Any
+) -> Any:
     if activation not in (None, "relu"):
         return NotImplemented
     if activation == "relu":
@@ -234,8 +236,8 @@ def _conv_bias_act_vjp(o: Any, g: Any, x: Any, w: Any, bias: Any, residual: Any,
 @composite(_conv_bias_act_infer, vjp=_conv_bias_act_vjp)
 def conv_bias_act(o, x, w, bias, residual, *, stride, padding, dilation, groups, activation=None):
     """activation(conv(x, w) + bias + residual); bias and residual may be None."""
-    y = o.conv(x, w, stride=stride, padding=padding, dilation=dilation, input_dilation=(1,) * len(stride), groups=groups,
-               flip=False)  # fmt: skip
+    settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    y = o.conv(x, w, input_dilation=(1,) * len(stride), flip=False, **settings)
     if bias is not None:
         y = o.add(y, o.cast(bias, dtype=y.dtype))
     if residual is not None:
@@ -264,8 +266,8 @@ def attention(o, q, k, v, bias, *, causal=False, scale=None):
     """softmax(scale * q k^T + bias) v by head, in float32 (Vaswani et al. 2017; grouped heads: Ainslie et al. 2023).
 
     q (B, L, H, D), k (B, S, H_kv, D), v (B, S, H_kv, Dv), bias broadcastable to (B, H, L, S) -> (B, L, H, Dv). scale:
-    1/sqrt(D) if None. causal: query l sees keys up to l + S - L, that is, the last query sees all. A query that sees no key
-    (all of its bias -inf, or causal with L > S) gives zeros, not NaN.
+    1/sqrt(D) if None. causal: query l sees keys up to l + S - L, that is, the last query sees all. A query that sees
+    no key (all of its bias -inf, or causal with L > S) gives zeros, not NaN.
     """
     B, L, H, D = q.shape
     S, Hkv, Dv = k.shape[1], k.shape[2], v.shape[3]
@@ -301,7 +303,13 @@ def _rope_infer(x: Any, cos: Any, sin: Any, *, interleaved: bool) -> Meta:
     infer.floats(x, cos, sin)
     infer.need_ndim("x", x, 4, "(batch, length, heads, head_dim)")
     B, L, _, D = x.shape
-    if D % 2 or len(cos.shape) not in (2, 3) or cos.shape[-1] * 2 > D or cos.shape[-2] != L or cos.shape[:-2] not in ((), (B,), (1,)):
+    if (
+        D % 2
+        or len(cos.shape) not in (2, 3)
+        or cos.shape[-1] * 2 > D
+        or cos.shape[-2] != L
+        or cos.shape[:-2] not in ((), (B,), (1,))
+    ):
         raise ShapeError(f"cos is {tuple(cos.shape)}; ({L}, D/2) or ({B}, {L}, D/2) was expected, with an even D = {D}")
     infer.need_shape("sin", sin, cos.shape)
     return Meta(tuple(x.shape), x.dtype)
@@ -373,7 +381,8 @@ def _dropout_infer(x: Any, *, p: float, seed: int, offset: int) -> Meta:
 
 @composite(_dropout_infer, keep="")
 def dropout(o, x, *, p, seed, offset):
-    """x / (1 - p) with a share p of the values set to 0 (Srivastava et al. 2014); which, is a function of seed and offset."""
+    """x / (1 - p) with a share p of the values set to 0 (Srivastava et al. 2014); which, is a function of seed and
+    offset."""
     kept = o.greater_equal(o.uniform(shape=tuple(x.shape), seed=seed, offset=offset, dtype=float32), p)
     return o.where(kept, o.mul(x, 1 / (1 - p)), 0.0)
 

@@ -1,8 +1,8 @@
 """Quantised weights, symmetric, for matrices (N outputs, K inputs).
 
-    int8   q int8 (N, K), scale float32 (N,):      w = q * scale,       scale = max|row| / 127
-    int4   q uint8 (N, K/2), scale float16 (N, K/32): w = (nibble - 8) * scale of its group of 32 inputs; the low nibble is
-           the even input. The scale maps the value of largest magnitude to -8, so that all 16 levels are used.
+int8   q int8 (N, K), scale float32 (N,):      w = q * scale,       scale = max|row| / 127
+int4   q uint8 (N, K/2), scale float16 (N, K/32): w = (nibble - 8) * scale of its group of 32 inputs; the low nibble is
+       the even input. The scale maps the value of largest magnitude to -8, so that all 16 levels are used.
 """
 
 from __future__ import annotations

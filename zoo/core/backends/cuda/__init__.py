@@ -1,4 +1,5 @@
-"""The cuda backend: the reference kernels over CuPy arrays, so that every op runs on a GPU; replaced kernel by kernel."""
+"""The cuda backend: the reference kernels over CuPy arrays, so that every op runs on a GPU; replaced kernel by
+kernel."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ def _cupy(index: int) -> Any:
         import cupy
     except ImportError as e:
         raise DeviceError(
-            f"device {name!r} cannot be used", f"CuPy is not installed ({e})", "pip install cupy-cuda12x, or use --device cpu"
+            f"device {name!r} cannot be used",
+            f"CuPy is not installed ({e})",
+            "pip install cupy-cuda12x, or use --device cpu",
         ) from None
     try:
         found = cupy.cuda.runtime.getDeviceCount()

@@ -1,7 +1,7 @@
 """The reference backend: every primitive in plain array code, correct before fast. It is the oracle of the others.
 
-The same kernels run over numpy and over CuPy: each takes the backend `b` and uses its array module `b.xp`. Half precision is
-widened to float32, calculated, and rounded once.
+The same kernels run over numpy and over CuPy: each takes the backend `b` and uses its array module `b.xp`. Half
+precision is widened to float32, calculated, and rounded once.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def conv(b: Any, x: Any, w: Any, *, stride: Any, padding: Any, dilation: Any, in
     kernel = w.shape[1:-1]
     settings = zip(x.shape[1:-1], kernel, stride, padding, dilation, input_dilation, strict=True)
     out = tuple(window_out(n, k, s, *p, d, i) for n, k, s, p, d, i in settings)
-    N, O, I = x.shape[0], w.shape[0], w.shape[-1]  # noqa: E741
+    N, O, I = x.shape[0], w.shape[0], w.shape[-1]
     if min(out) < 1 or not x.size or not w.size:
         return xp.zeros((N, *(max(n, 0) for n in out), O), dtype=dtype)
 
@@ -101,5 +101,9 @@ def window_sum(b: Any, x: Any, *, window: Any, stride: Any, padding: Any) -> Any
 
 
 KERNELS = {
-    "matmul": matmul, "conv": conv, "window_max": window_max, "window_max_grad": window_max_grad, "window_sum": window_sum,
-}  # fmt: skip
+    "matmul": matmul,
+    "conv": conv,
+    "window_max": window_max,
+    "window_max_grad": window_max_grad,
+    "window_sum": window_sum,
+}

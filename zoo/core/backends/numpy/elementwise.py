@@ -12,8 +12,9 @@ from zoo.core.prims import TABLE
 
 
 def erf_function(xp: Any) -> Callable[[Any], Any]:
-    """erf to 1e-16 (float64), as numpy has none. For |x| < 2 the Maclaurin-like series of Abramowitz & Stegun 7.1.6, whose terms
-    are all positive so that nothing cancels; beyond, 1 - erfc by the continued fraction 7.1.14, which converges fast there.
+    """erf to 1e-16 (float64), as numpy has none. For |x| < 2 the Maclaurin-like series of Abramowitz & Stegun 7.1.6,
+    whose terms are all positive so that nothing cancels; beyond, 1 - erfc by the continued fraction 7.1.14, which
+    converges fast there.
     """
     if xp.__name__ == "cupy":
         from cupyx.scipy.special import erf
@@ -21,7 +22,8 @@ def erf_function(xp: Any) -> Callable[[Any], Any]:
         return erf
 
     def erf(x: Any) -> Any:
-        # 36 series terms reach 4e-17 at |x| = 2; 40 levels of the fraction reach 2e-16 there. Work in float64 throughout.
+        # 36 series terms reach 4e-17 at |x| = 2; 40 levels of the fraction reach 2e-16 there. Work in float64
+        # throughout.
         a = xp.minimum(xp.abs(xp.asarray(x, dtype=xp.float64)), 6.0)  # erf(6) = 1 - 2e-17
         near, far = xp.minimum(a, 2.0), xp.maximum(a, 2.0)
         term = near
@@ -58,7 +60,8 @@ def prelude(xp: Any) -> dict[str, Any]:
 
 
 def from_expression(prim: Prim, functions: dict[str, Any]) -> Callable[..., Any]:
-    """The kernel of an elementwise op: its expression over arrays and Python numbers, half precision by way of float32."""
+    """The kernel of an elementwise op: its expression over arrays and Python numbers, half precision by way of
+    float32."""
     assert prim.expr is not None
     names = "abc"[: prim.arity]
     formula = eval(f"lambda {', '.join(names)}: {prim.expr.format(*names)}", functions)

@@ -1,5 +1,5 @@
-"""Quantised weights (formats: zoo/core/prims/quant.py). The reference multiplies with the dequantised weight: the oracle for
-kernels that work on integers."""
+"""Quantised weights (formats: zoo/core/prims/quant.py). The reference multiplies with the dequantised weight: the
+oracle for kernels that work on integers."""
 
 from __future__ import annotations
 
