@@ -116,7 +116,7 @@ class Ops:
 
 
 def composite(
-    infer: Callable[..., Any], vjp: Callable[..., Any] | None = None, keep: str = "xy"
+    infer: Callable[..., Any], vjp: Callable[..., Any] | NoGradient | None = None, keep: str = "xy"
 ) -> Callable[[Callable[..., Any]], Prim]:
     """Makes a Prim of a function written in ops: its name, its body, its docstring, its keyword defaults."""
 

@@ -1,4 +1,4 @@
-"""Settings of convolution and pooling, as users write them and as the ops take them: one entry for each spatial axis."""
+"""Settings of convolution and pooling, as users write them and as the ops take them: one entry per spatial axis."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 from zoo.core.device import device as device_of
 from zoo.core.dtype import dtype as dtype_of
 from zoo.core.dtype import is_float
-from zoo.core.errors import DeviceError, WeightsError
+from zoo.core.errors import DeviceError, OpError, WeightsError
 from zoo.core.tensor import Tensor
 from zoo.nn.param import Param
 
@@ -113,7 +114,8 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 
 def pack(model: Module) -> None:
-    """Module.prepare: hands each weight that a layer names in `packs` to the device's `pack`, if it has one."""
+    """Module.prepare: puts each weight that a layer names in `packs` through the device's `pack`, if it has one. What
+    is packed already, and what the device does not pack, stays."""
     for _, module in model.named_modules():
         for name, kind in module.packs.items():
             weight = getattr(module, name, None)
@@ -125,5 +127,7 @@ def pack(model: Module) -> None:
                     f"weights on {device.name} cannot be packed", "they are variables, which training changes",
                     "Move the model off it first: model.to(device).prepare().",
                 )  # fmt: skip
-            if hasattr(device, "pack"):
-                setattr(module, name, Tensor(device.pack(weight.handle, kind=kind), device))
+            if hasattr(device, "pack") and not hasattr(weight.handle, "unpack"):
+                with contextlib.suppress(OpError):  # the device packs other dtypes or shapes than this one
+                    packed = device.pack(weight.handle, kind=kind, groups=getattr(module, "groups", 1))
+                    setattr(module, name, Tensor(packed, device))

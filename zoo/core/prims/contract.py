@@ -74,7 +74,7 @@ def conv_infer(
             "Layout is channels-last: x (N, *S, C), w (O, *K, C/groups).",
         )
     settings = zip(x.shape[1:-1], w.shape[1:-1], stride, padding, dilation, input_dilation, strict=True)
-    out = tuple(window_out(n, k, s, *p, d, i) for n, k, s, p, d, i in settings)
+    out = tuple(window_out(n, k, s, lo, hi, d, i) for n, k, s, (lo, hi), d, i in settings)
     if any(n < 1 for n in out) and x.shape[0] and all(x.shape[1:-1]):
         raise ShapeError(f"the kernel {tuple(w.shape[1:-1])} is larger than the padded input {tuple(x.shape[1:-1])}")
     return Meta((x.shape[0], *(max(n, 0) for n in out), w.shape[0]), x.dtype)

@@ -37,7 +37,7 @@ def conv(b: Any, x: Any, w: Any, *, stride: Any, padding: Any, dilation: Any, in
     wide = compute_dtype(promote(x.dtype, w.dtype))
     kernel = w.shape[1:-1]
     settings = zip(x.shape[1:-1], kernel, stride, padding, dilation, input_dilation, strict=True)
-    out = tuple(window_out(n, k, s, *p, d, i) for n, k, s, p, d, i in settings)
+    out = tuple(window_out(n, k, s, lo, hi, d, i) for n, k, s, (lo, hi), d, i in settings)
     N, O, I = x.shape[0], w.shape[0], w.shape[-1]
     if min(out) < 1 or not x.size or not w.size:
         return xp.zeros((N, *(max(n, 0) for n in out), O), dtype=dtype)
