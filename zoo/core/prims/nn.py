@@ -29,20 +29,23 @@ def activate(o: Any, y: Any, activation: str | None) -> Any:
 @composite(infer.like(0))
 def gelu(o, x):
     """x * Phi(x), exact (Hendrycks & Gimpel 2016)."""
-    return o.mul(o.mul(x, 0.5), o.add(o.erf(o.mul(x, math.sqrt(0.5))), 1.0))
+    h = o.cast(x, dtype=compute_dtype(x.dtype))
+    return o.cast(o.mul(o.mul(h, 0.5), o.add(o.erf(o.mul(h, math.sqrt(0.5))), 1.0)), dtype=x.dtype)
 
 
 @composite(infer.like(0))
 def gelu_tanh(o, x):
     """gelu with tanh in place of erf, as GPT-2 and others were trained."""
-    cubic = o.mul(o.add(x, o.mul(o.mul(o.square(x), x), 0.044715)), math.sqrt(2 / math.pi))
-    return o.mul(o.mul(x, 0.5), o.add(o.tanh(cubic), 1.0))
+    h = o.cast(x, dtype=compute_dtype(x.dtype))
+    cubic = o.mul(o.add(h, o.mul(o.mul(o.square(h), h), 0.044715)), math.sqrt(2 / math.pi))
+    return o.cast(o.mul(o.mul(h, 0.5), o.add(o.tanh(cubic), 1.0)), dtype=x.dtype)
 
 
 @composite(infer.like(0))
 def quick_gelu(o, x):
     """x * sigmoid(1.702 x), as OpenAI's CLIP was trained."""
-    return o.mul(x, o.sigmoid(o.mul(x, 1.702)))
+    h = o.cast(x, dtype=compute_dtype(x.dtype))
+    return o.cast(o.mul(h, o.sigmoid(o.mul(h, 1.702))), dtype=x.dtype)
 
 
 def _swiglu_infer(gate: Any, up: Any) -> Meta:
@@ -72,8 +75,9 @@ def _softmax_vjp(o: Any, g: Any, x: Any, y: Any, *, axis: int) -> Any:
 def softmax(o, x, *, axis=-1):
     if x.shape[axis] == 0:
         return x
-    e = o.exp(o.sub(x, o.max(x, axis=axis, keepdims=True)))
-    return o.div(e, o.sum(e, axis=axis, keepdims=True))
+    h = o.cast(x, dtype=compute_dtype(x.dtype))
+    e = o.exp(o.sub(h, o.max(h, axis=axis, keepdims=True)))
+    return o.cast(o.div(e, o.sum(e, axis=axis, keepdims=True)), dtype=x.dtype)
 
 
 def _log_softmax_vjp(o: Any, g: Any, x: Any, y: Any, *, axis: int) -> Any:
@@ -84,7 +88,8 @@ def _log_softmax_vjp(o: Any, g: Any, x: Any, y: Any, *, axis: int) -> Any:
 def log_softmax(o, x, *, axis=-1):
     if x.shape[axis] == 0:
         return x
-    return o.sub(x, o.logsumexp(x, axis=axis, keepdims=True))
+    h = o.cast(x, dtype=compute_dtype(x.dtype))
+    return o.cast(o.sub(h, o.logsumexp(h, axis=axis, keepdims=True)), dtype=x.dtype)
 
 
 def _cross_entropy_infer(logits: Any, targets: Any) -> Meta:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from zoo.core.dtype import bool_, int32
+from zoo.core.dtype import bool_, compute_dtype, int32
 from zoo.core.errors import ShapeError
 from zoo.core.prim import NO_GRADIENT, Kind, Meta, Prim, composite
 from zoo.core.prims import infer
@@ -80,8 +80,9 @@ def mean(o, x, *, axis=None, keepdims=False):
 @composite(_mean_infer)
 def var(o, x, *, axis=None, keepdims=False):
     """Population variance (no Bessel correction), two passes: mean of squared deviations."""
-    deviation = o.sub(x, o.mean(x, axis=axis, keepdims=True))
-    return o.mean(o.square(deviation), axis=axis, keepdims=keepdims)
+    h = o.cast(x, dtype=compute_dtype(x.dtype))
+    deviation = o.sub(h, o.mean(h, axis=axis, keepdims=True))
+    return o.cast(o.mean(o.square(deviation), axis=axis, keepdims=keepdims), dtype=x.dtype)
 
 
 def _truth_infer(x: Any, *, axis: Any, keepdims: bool) -> Meta:
@@ -106,10 +107,11 @@ def _logsumexp_infer(x: Any, *, axis: Any, keepdims: bool) -> Meta:
 @composite(_logsumexp_infer)
 def logsumexp(o, x, *, axis=None, keepdims=False):
     """log(sum(exp(x))), with the maximum taken out so that nothing overflows; a row of -inf gives -inf."""
-    peak = o.max(x, axis=axis, keepdims=True)
+    h = o.cast(x, dtype=compute_dtype(x.dtype))
+    peak = o.max(h, axis=axis, keepdims=True)
     peak = o.where(o.less(o.abs(peak), float("inf")), peak, 0.0)
-    total = o.log(o.sum(o.exp(o.sub(x, peak)), axis=axis, keepdims=True))
-    y = o.add(total, peak)
+    total = o.log(o.sum(o.exp(o.sub(h, peak)), axis=axis, keepdims=True))
+    y = o.cast(o.add(total, peak), dtype=x.dtype)
     shape = infer.reduced(x.shape, infer.axes_tuple(axis, len(x.shape)), keepdims)
     return o.reshape(y, shape=shape)
 
