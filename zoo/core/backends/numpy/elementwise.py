@@ -52,10 +52,15 @@ def prelude(xp: Any) -> dict[str, Any]:
     def rsqrt(x: Any) -> Any:
         return 1 / xp.sqrt(x)
 
-    same = ("abs", "sign", "exp", "log", "sqrt", "sin", "cos", "tanh", "floor", "maximum", "minimum", "where", "isnan",
+    def whole(rounding: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Integers are whole already; array libraries would make floats of them."""
+        return lambda x: x if x.dtype.kind in "iu" else rounding(x)
+
+    same = ("abs", "sign", "exp", "log", "sqrt", "sin", "cos", "tanh", "maximum", "minimum", "where", "isnan",
             "logical_not", "logical_and", "logical_or", "remainder")  # fmt: skip
     functions = {name: getattr(xp, name) for name in same}
-    return functions | {"erf": erf_function(xp), "sigmoid": sigmoid, "rsqrt": rsqrt, "round": xp.rint, "pow": xp.power}
+    return functions | {"erf": erf_function(xp), "sigmoid": sigmoid, "rsqrt": rsqrt, "pow": xp.power,
+                        "round": whole(xp.rint), "floor": whole(xp.floor)}  # fmt: skip
 
 
 def from_expression(prim: Prim, functions: dict[str, Any]) -> Callable[..., Any]:
