@@ -82,9 +82,7 @@ BINARY = [
        accepts="float", domain=(0.3, 3), ref=lambda a, b: a / b),
     ew("remainder", "remainder({0}, {1})", lambda o, g, a, b, y: (g, lambda: o.neg(o.mul(g, o.floor(o.div(a, b))))),
        keep="x", domain=(0.3, 3), ref=lambda a, b: a % b),
-    ew("pow", "pow({0}, {1})", lambda o, g, a, b, y: (lambda: o.mul(g, o.mul(b, o.pow(a, o.sub(b, 1.0)))),
-                                                     lambda: o.mul(g, o.mul(y, o.log(a)))),
-       accepts="float", domain=(0.3, 3), ref=math.pow),
+    ew("pow", "pow({0}, {1})", lambda o, g, a, b, y: _pow_slopes(o, g, a, b, y), accepts="float", domain=(0.3, 3), ref=math.pow),
     ew("maximum", "maximum({0}, {1})", lambda o, g, a, b, y: _choose(o, g, o.less_equal(b, a)), keep="x", ref=max),
     ew("minimum", "minimum({0}, {1})", lambda o, g, a, b, y: _choose(o, g, o.less_equal(a, b)), keep="x", ref=min),
     ew("equal", "{0} == {1}", NO_GRADIENT, accepts="any", result="bool"),
@@ -101,6 +99,15 @@ BINARY = [
 def _choose(o: Any, g: Any, first: Any) -> tuple[Any, Any]:
     """Gradient of maximum and minimum; where both are equal it goes to the first."""
     return lambda: o.where(first, g, 0.0), lambda: o.where(first, 0.0, g)
+
+
+def _pow_slopes(o: Any, g: Any, a: Any, b: Any, y: Any) -> tuple[Any, Any]:
+    """b a^(b-1) and y log(a), where a or b may be a Python number."""
+    if not hasattr(b, "shape"):
+        return lambda: o.mul(g, o.mul(o.pow(a, b - 1), b)), None
+    if not hasattr(a, "shape"):
+        return None, lambda: o.mul(g, o.mul(y, math.log(a)))
+    return lambda: o.mul(g, o.mul(b, o.pow(a, o.sub(b, 1.0)))), lambda: o.mul(g, o.mul(y, o.log(a)))
 
 
 def _silu_slope(o: Any, x: Any) -> Any:
