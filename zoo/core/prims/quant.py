@@ -7,11 +7,12 @@ int4   q uint8 (N, K/2), scale float16 (N, K/32): w = (nibble - 8) * scale of it
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from zoo.core.dtype import float16, float32, int8, uint8
+from zoo.core.dtype import compute_dtype, float16, float32, int8, uint8
 from zoo.core.errors import DtypeError, ShapeError
 from zoo.core.prim import NO_GRADIENT, Kind, Meta, Prim, composite
 from zoo.core.prims import infer
@@ -61,7 +62,12 @@ def _qmatmul_infer(x: Any, q: Any, scale: Any, *, format: str) -> Meta:
 
 def _qmatmul_vjp(o: Any, g: Any, x: Any, q: Any, scale: Any, y: Any, *, format: str) -> Any:
     """Only x has a gradient: a quantised weight is a constant (adapters are trained beside it)."""
-    return lambda: o.matmul(g, o.dequantize(q, scale, format=format, dtype=g.dtype)), None, None
+
+    def dx() -> Any:
+        rows = o.reshape(g, shape=(math.prod(g.shape[:-1]), g.shape[-1]))
+        return o.reshape(o.matmul(rows, o.dequantize(q, scale, format=format, dtype=g.dtype)), shape=tuple(x.shape))
+
+    return dx, None, None
 
 
 QUANT = [
@@ -80,7 +86,8 @@ def _qlinear_infer(x: Any, q: Any, scale: Any, bias: Any, *, format: str, activa
 
 @composite(_qlinear_infer)
 def qlinear(o, x, q, scale, bias, *, format, activation=None):
-    y = o.qmatmul(x, q, scale, format=format)
+    dtype = compute_dtype(x.dtype)
+    y = o.qmatmul(o.cast(x, dtype=dtype), q, scale, format=format)
     if bias is not None:
-        y = o.add(y, o.cast(bias, dtype=y.dtype))
-    return getattr(o, activation)(y) if activation else y
+        y = o.add(y, o.cast(bias, dtype=dtype))
+    return o.cast(getattr(o, activation)(y) if activation else y, dtype=x.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zoo.core.dtype import float16, float32, int8, uint8
+from zoo.core.dtype import compute_dtype, float16, float32, int8, uint8
 from zoo.core.prims.quant import GROUP
 
 
@@ -35,9 +35,10 @@ def dequantize(b: Any, q: Any, scale: Any, *, format: str, dtype: Any) -> Any:
 
 
 def qmatmul(b: Any, x: Any, q: Any, scale: Any, *, format: str) -> Any:
-    w = dequantize(b, q, scale, format=format, dtype=float32)
+    wide = compute_dtype(x.dtype)
+    w = dequantize(b, q, scale, format=format, dtype=wide)
     with b.quiet():
-        return b.xp.matmul(x.astype(float32, copy=False), w.T).astype(x.dtype, copy=False)
+        return b.xp.matmul(x.astype(wide, copy=False), w.T).astype(x.dtype, copy=False)
 
 
 KERNELS = {"quantize": quantize, "dequantize": dequantize, "qmatmul": qmatmul}
