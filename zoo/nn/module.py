@@ -137,7 +137,7 @@ class Module:
         for slot in self.slots().values():
             if isinstance(slot.value, Param):
                 slot.holder[slot.key] = slot.value.init(rng, slot.value.shape, place).astype(slot.value.dtype)
-        return self
+        return self._derived_to(place)
 
     def load(self: M, weights: Mapping[str, Any], device: Any = None, dtype: Any = None) -> M:
         """Fills all of it with arrays or tensors by path.
@@ -149,6 +149,13 @@ class Module:
         slots = self.slots()
         for path, tensor in filling.fitted(type(self).__name__, slots, weights, device, dtype).items():
             slots[path].holder[slots[path].key] = tensor
+        return self._derived_to(self.device) if slots else self
+
+    def _derived_to(self: M, device: Any) -> M:
+        for _, module in self.named_modules():
+            for name, value in vars(module).items():
+                if name[0] == "_" and isinstance(value, Tensor):
+                    setattr(module, name, value.to(_root(device)))
         return self
 
     def set(self, path: str, tensor: Tensor) -> None:
