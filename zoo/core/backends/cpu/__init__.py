@@ -32,18 +32,6 @@ def _load() -> Any:
         ) from None
 
 
-def _or_else(kernel: Any, reference: Any) -> Any:
-    """The kernel, and numpy's for what it declines; where numpy has none, the body of the op takes over."""
-    if reference is None:
-        return kernel
-
-    def either(b: Any, *args: Any, **attrs: Any) -> Any:
-        out = kernel(b, *args, **attrs)
-        return reference(b, *args, **attrs) if out is NotImplemented else out
-
-    return either
-
-
 def _either(kernel: Kernel, other: Kernel | None) -> Kernel:
     """The first kernel, and where it declines the other one; without another, declining leads to the op's body."""
     if other is None:
@@ -65,7 +53,7 @@ class CpuBackend(NumpyBackend):
         self._obey(os.environ)
         for name, kernel in kernels.KERNELS.items():
             if name not in self.off:
-                self.kernels[name] = _or_else(kernel, self.kernels.get(name))
+                self.kernels[name] = _either(kernel, self.kernels.get(name))
 
     def _obey(self, environ: Any) -> None:
         """Takes the settings of the environment.  Raises ZooError for one that this machine cannot follow."""
