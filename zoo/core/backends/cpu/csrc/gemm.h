@@ -149,14 +149,19 @@ __attribute__((noinline)) void micro(i64 K, const float* a, const float* b, i64 
 }
 
 using Micro = void (*)(i64, const float*, const float*, i64, const Tile&);
+constexpr int FEW = 3;  // rows of a whole product for which KS > 1; not of a panel, which depends on the number of threads
 struct Micros {
     Micro of[MR][NV];  // [rows - 1][vectors - 1]
+    Micro few[FEW][NV];
 };
 template <int R>
 constexpr void fill(Micros& m) {
-    constexpr int KS = R == 1 ? 4 : R <= 3 ? 2 : 1;
-    m.of[R - 1][0] = micro<R, 1, KS>;
-    m.of[R - 1][1] = micro<R, 2, KS>;
+    m.of[R - 1][0] = micro<R, 1, 1>;
+    m.of[R - 1][1] = micro<R, 2, 1>;
+    if constexpr (R <= FEW) {
+        m.few[R - 1][0] = micro<R, 1, R == 1 ? 4 : 2>;
+        m.few[R - 1][1] = micro<R, 2, R == 1 ? 4 : 2>;
+    }
     if constexpr (R > 1) fill<R - 1>(m);
 }
 constexpr Micros make_micros() {
@@ -217,7 +222,7 @@ struct Sweep {
     const float *bias, *residual;
     i64 residual_m;
     int activation;
-    bool first, last;
+    bool first, last, few;
 };
 
 void sweep(const Sweep& s, const Panels& panels, i64 K) {
@@ -229,8 +234,9 @@ void sweep(const Sweep& s, const Panels& panels, i64 K) {
             const i64 end = at_most(s.n1, nb + NC);
             for (i64 n = nb; n < end; n += NR) {
                 const i64 columns = at_most(NR, s.n1 - n);
-                MICRO.of[r - 1][columns > W](K, a, s.b + n / NR * s.b_panel, s.b_k,
-                                             {c + n, s.c_m, columns, s.bias ? s.bias + n : nullptr, !s.first});
+                const Micro kernel = (s.few ? MICRO.few : MICRO.of)[r - 1][columns > W];
+                kernel(K, a, s.b + n / NR * s.b_panel, s.b_k,
+                       {c + n, s.c_m, columns, s.bias ? s.bias + n : nullptr, !s.first});
             }
             if (s.last && (s.residual || s.activation != NONE)) {
                 const float* residual = s.residual ? s.residual + panels.start(p) * s.residual_m + nb : nullptr;
@@ -311,6 +317,7 @@ void gemm_task(void* context, i64 index) {
         s.bias = split ? nullptr : g.bias;
         s.residual = g.residual ? g.residual + m0 * g.residual_m : nullptr;
         s.residual_m = g.residual_m, s.activation = g.activation;
+        s.few = g.M <= FEW;
         if (job.packed) {
             s.b = job.packed + kb * NR, s.b_panel = g.K * NR, s.b_k = NR;
             sweep(s, panels, kc);
