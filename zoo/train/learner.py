@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Epoch:
 
     epoch: int
     step: int
-    loss: float | None
+    loss: float
     seconds: float
     metrics: dict[str, float]
 
@@ -57,6 +57,8 @@ class Learner:
     out: a directory for `checkpoint.safetensors` (after every epoch and when stopped) and `log.jsonl` (every
     `log_every` steps and every epoch). All randomness follows from `seed` and the seed of `data`: the same run on the
     same device gives the same bits, also when it is stopped anywhere and resumed.
+
+    settings: what else must be the same when the run is resumed, by name (what the schedule was made from, ...).
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Learner:
         ema: float | None = None,
         out: str | Path | None = None,
         seed: int = 0,
+        settings: Mapping[str, Any] | None = None,
         log_every: int = 10,
         quiet: bool = False,
     ):
@@ -82,6 +85,7 @@ class Learner:
         self.average = None if ema is None else Average(ema)
         self.out = None if out is None else Path(out)
         self.seed, self.log_every = seed, log_every
+        self.settings = dict(settings or {})
         self.rng = stream(seed, "training")
         self.step, self.seconds = 0, 0.0
         self.history: list[Epoch] = []
@@ -90,7 +94,7 @@ class Learner:
         self._journal = None if self.out is None else Journal(self.out / LOG)
         self._progress = Progress(quiet)
         self._resumed = False
-        self._epoch_losses: list[float] = []
+        self._losses = [0.0, 0]  # sum and count of this epoch
 
     # the run
 
@@ -154,7 +158,7 @@ class Learner:
         return value
 
     def _told(self, loss: float, batch: Any, start: float) -> None:
-        self._epoch_losses.append(loss)
+        self._losses = [self._losses[0] + loss, self._losses[1] + 1]
         epoch = self.data.epoch + 1
         self._progress.step(self.step, epoch, loss, _rows(batch))
         if self._journal is not None and self.step % self.log_every == 0:
@@ -166,12 +170,11 @@ class Learner:
         metrics = self.validate(stop) if self.validation is not None else {}
         if metrics is None:
             return
-        mean = float(np.mean(self._epoch_losses)) if self._epoch_losses else None
-        done = Epoch(self.data.epoch, self.step, mean, round(self.seconds, 3), metrics)
+        total, steps = self._losses
+        done = Epoch(self.data.epoch, self.step, total / steps, round(self.seconds, 3), metrics)
         self.history.append(done)
-        self._epoch_losses = []
-        parts = [f"epoch {done.epoch}"] + ([] if mean is None else [f"loss {mean:.4f}"])
-        parts += [f"{name} {value:.4f}" for name, value in metrics.items()]
+        self._losses = [0.0, 0]
+        parts = [f"epoch {done.epoch}", f"loss {done.loss:.4f}", *(f"{k} {v:.4f}" for k, v in metrics.items())]
         self._progress.say("  ".join([*parts, f"{self.seconds:.0f} s"]))
         if self._journal is not None:
             self._journal.write(**{**asdict(done), "metrics": metrics})
@@ -214,13 +217,11 @@ class Learner:
             "rng": [self.rng.seed, self.rng.offset],
             "data": self.data.state(),
             "history": [asdict(done) for done in self.history],
-            "epoch_losses": self._epoch_losses,
+            "losses": self._losses,
             **self._settings(),
         }
         if self.average is not None:
             groups["average"], facts["average_steps"] = self.average.values, self.average.steps
-        if self._journal is not None:
-            self._journal.flush()
         checkpoint.save(self.out / CHECKPOINT, groups, facts)
         self._resumed = True  # what is there now is this run
 
@@ -245,7 +246,7 @@ class Learner:
         self.rng.seed, self.rng.offset = facts["rng"]
         self.step, self.seconds = facts["step"], facts["seconds"]
         self.history = [Epoch(**done) for done in facts["history"]]
-        self._epoch_losses = list(facts["epoch_losses"])
+        self._losses = facts["losses"]
         if self._journal is not None:
             self._journal.cut(self.step)
         self._refresh()
@@ -256,7 +257,7 @@ class Learner:
         """What must be the same for a resumed run to be the same run."""
         ema = None if self.average is None else self.average.decay
         described = {k: list(v) if isinstance(v, tuple) else v for k, v in self.optimizer.describe().items()}
-        return {"optimizer": described, "clip": self.clip, "ema": ema, "seed": self.seed}
+        return {"optimizer": described, "clip": self.clip, "ema": ema, "seed": self.seed, **self.settings}
 
     def _check_out(self) -> None:
         if self.out is not None and not self._resumed and (self.out / CHECKPOINT).exists():
