@@ -19,12 +19,8 @@ class Journal:
     def write(self, **record: Any) -> None:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a", encoding="utf-8")
+            self._file = self.path.open("a", encoding="utf-8", buffering=1)  # by line, for who watches the file
         self._file.write(json.dumps(record) + "\n")
-
-    def flush(self) -> None:
-        if self._file is not None:
-            self._file.flush()
 
     def close(self) -> None:
         if self._file is not None:

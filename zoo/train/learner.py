@@ -174,8 +174,8 @@ class Learner:
         done = Epoch(self.data.epoch, self.step, total / steps, round(self.seconds, 3), metrics)
         self.history.append(done)
         self._losses = [0.0, 0]
-        parts = [f"epoch {done.epoch}", f"loss {done.loss:.4f}", *(f"{k} {v:.4f}" for k, v in metrics.items())]
-        self._progress.say("  ".join([*parts, f"{self.seconds:.0f} s"]))
+        measured = " · validation: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()) if metrics else ""
+        self._progress.say(f"epoch {done.epoch}: loss {done.loss:.4f}{measured} · {self.seconds:.0f} s")
         if self._journal is not None:
             self._journal.write(**{**asdict(done), "metrics": metrics})
         self.save()

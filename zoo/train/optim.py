@@ -45,7 +45,11 @@ class Optimizer:
         for path, g in gradients.items():
             p = parameters[path].to(g.device)
             decay = self.weight_decay(path, p) if callable(self.weight_decay) else self.weight_decay
-            moved[path] = self.move(p, g, self.memory.setdefault(path, {}), lr, decay)
+            memory, wide = self.memory.setdefault(path, {}), compute_dtype(p.dtype)
+            if wide == p.dtype:
+                moved[path] = self.move(p, g, memory, lr, decay)
+            else:  # in half precision, moments would lose small changes
+                moved[path] = self.move(p.astype(wide), g.astype(wide), memory, lr, decay).astype(p.dtype)
         model.update(moved)
 
     def describe(self) -> dict[str, Any]:
@@ -73,8 +77,8 @@ class Optimizer:
 
 
 def _zeros(p: Tensor) -> Tensor:
-    """Where a moment begins: float32 for half-precision parameters, which would lose small changes."""
-    return ops.zeros(p.shape, dtype=compute_dtype(p.dtype), device=p.device)
+    """Where a moment begins."""
+    return ops.zeros(p.shape, dtype=p.dtype, device=p.device)
 
 
 class SGD(Optimizer):
@@ -96,7 +100,7 @@ class SGD(Optimizer):
             v = memory.get("momentum_buffer")
             v = memory["momentum_buffer"] = g if v is None else v * self.momentum + g
             g = g + v * self.momentum if self.nesterov else v
-        return (p - g * lr).astype(p.dtype)
+        return p - g * lr
 
 
 class AdamW(Optimizer):
@@ -164,4 +168,4 @@ class RMSprop(Optimizer):
         g = g / (ops.sqrt(square) + self.eps)
         if self.momentum:
             g = memory["momentum_buffer"] = memory["momentum_buffer"] * self.momentum + g
-        return (p - g * lr).astype(p.dtype)
+        return p - g * lr

@@ -1,0 +1,101 @@
+"""A training process that is told to stop, or killed, leaves a run that goes on exactly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small_run import bits, make
+
+from zoo.train.learner import CHECKPOINT, LOG
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are sent the POSIX way")
+
+PROGRAM = """
+import os, signal, sys, time
+from small_run import loss, make
+
+calls = 0
+def watched(model, batch):
+    global calls
+    calls += model.training
+    if calls == {at} and model.training:
+        {act}
+    return loss(model, batch)
+
+make({out!r}, loss=watched).fit(epochs=100)
+"""
+
+
+def start(out: Path, at: int, act: str) -> subprocess.Popen:
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parents[1]), os.environ.get("PYTHONPATH", "")])
+    program = PROGRAM.format(out=str(out), at=at, act=act)
+    return subprocess.Popen(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", -signal.SIGINT), ("SIGTERM", 143)])
+def test_a_stopped_process_finishes_its_step_and_goes_on_exactly(tmp_path, name, code):
+    process = start(tmp_path, 5, f"os.kill(os.getpid(), signal.{name})")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    if name == "SIGINT":
+        assert f"KeyboardInterrupt: stopped after step 5; {tmp_path} holds the run, --resume goes on" in err
+    resumed = make(tmp_path).resume()
+    assert resumed.step == 5
+    resumed.fit(steps=10)
+    whole = make()
+    whole.fit(steps=10)
+    assert bits(resumed) == bits(whole)
+
+
+def test_a_killed_process_goes_on_from_its_last_checkpoint(tmp_path):
+    process = start(tmp_path, 10**9, "pass")
+    deadline = time.time() + 60
+    while time.time() < deadline and not (tmp_path / CHECKPOINT).exists():
+        time.sleep(0.01)
+    time.sleep(0.05)  # somewhere in a later epoch, or in the writing of a checkpoint
+    process.kill()
+    process.communicate()
+    resumed = make(tmp_path).resume()
+    assert resumed.step >= 8 and resumed.step % 8 == 0
+    at = resumed.step + 3
+    resumed.fit(steps=at)
+    whole = make()
+    whole.fit(steps=at)
+    assert bits(resumed) == bits(whole)
+    assert (tmp_path / LOG).read_text().count("\n") == at + at // 8
+
+
+def test_a_second_interrupt_does_not_wait(tmp_path):
+    twice = "os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
+    process = start(tmp_path, 11, twice)
+    _, err = process.communicate(timeout=60)
+    assert "interrupted twice" in err and process.returncode == -signal.SIGINT
+    assert make(tmp_path).resume().step == 8
+
+
+def test_a_stop_during_validation_validates_again_after_resume(tmp_path):
+    whole = make()
+    whole.fit(epochs=2)
+
+    def interrupting(model, batch):
+        os.kill(os.getpid(), signal.SIGINT)
+        return {"loss": model(batch[0]).sum(axis=-1)}
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 8"):
+        make(tmp_path, metrics=interrupting).fit(epochs=2)
+    assert signal.getsignal(signal.SIGINT) is before
+    resumed = make(tmp_path).resume()
+    assert resumed.history == []
+    resumed.fit(epochs=2)
+    assert bits(resumed) == bits(whole)
+    assert [e.metrics for e in resumed.history] == [e.metrics for e in whole.history]
