@@ -1,0 +1,29 @@
+"""For all tests: which devices take part, and no green run in which nothing ran."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from zoo.core.testing.devices import device_names
+
+# the same examples in every run, however slow the machine
+settings.register_profile("zoo", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("zoo")
+
+
+def pytest_report_header(config: Any) -> str:
+    usable, missing = device_names()
+    absent = "".join(f"; no {name}" for name in missing)
+    return f"zoo devices: {', '.join(usable)}{absent}"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: Any, exitstatus: int) -> None:
+    """A run whose every test was skipped shows nothing, so it fails."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    counts = {k: len(v) for k, v in reporter.stats.items()} if reporter else {}
+    if exitstatus == 0 and counts.get("skipped") and not counts.get("passed"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,97 @@
+"""Every op case on every device and dtype: the table in zoo/core/testing, driven."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from zoo.core.dtype import float32, is_float
+from zoo.core.errors import DeviceError
+from zoo.core.prims import TABLE
+from zoo.core.testing import check
+from zoo.core.testing.case import Case
+from zoo.core.testing.cases import CASES
+from zoo.core.testing.devices import device_names, opened
+
+DEVICES, MISSING = device_names()
+DIFFERENTIABLE = [c for c in CASES if c.differentiable]
+RULED = {p.name for p in TABLE.values() if p.lower is not None and callable(p.vjp)}
+
+
+def main_dtype(case: Case) -> np.dtype:
+    return float32 if float32 in case.dtypes else case.dtypes[0]
+
+
+def rows(cases: Any, dtypes: Any) -> list[Any]:
+    """One parameter for each dtype of each case, named "softmax-bfloat16"."""
+    return [pytest.param(c, d, id=f"{c}-{d.name}") for c in cases for d in dtypes(c)]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: Any) -> Any:
+    with opened(request.param) as found:
+        yield found
+
+
+@pytest.mark.parametrize("name", ["numpy", "cpu", "cuda"])
+def test_device_takes_part(name: str) -> None:
+    """Says in the summary which devices of the zoo this run did not test, and why."""
+    if name in MISSING:
+        pytest.skip(" · ".join(MISSING[name].split("\n  ")))
+    assert any(d.partition(":")[0] == name for d in DEVICES)
+
+
+@pytest.mark.parametrize("case, dtype", rows(CASES, lambda c: c.dtypes))
+def test_value(device: Any, case: Case, dtype: np.dtype) -> None:
+    check.value(case, device, dtype)
+
+
+@pytest.mark.parametrize("case, dtype", rows(CASES, lambda c: c.dtypes))
+def test_dtype(case: Case, dtype: np.dtype) -> None:
+    """Shape and dtype of every op that the case runs, forward, backward and in bodies, are what `infer` says."""
+    with opened("numpy") as device:
+        check.inferred(case, device, dtype)
+
+
+@pytest.mark.parametrize("case, dtype", rows([c for c in CASES if not c.source], lambda c: [main_dtype(c)]))
+def test_layouts(device: Any, case: Case, dtype: np.dtype) -> None:
+    check.layouts(case, device, dtype)
+
+
+@pytest.mark.parametrize(
+    "case, dtype",
+    rows([c for c in CASES if c.nan and not c.source and is_float(main_dtype(c))], lambda c: [main_dtype(c)]),
+)
+def test_not_a_number(device: Any, case: Case, dtype: np.dtype) -> None:
+    check.not_a_number(case, device, dtype)
+
+
+@pytest.mark.parametrize("case, dtype", rows(DIFFERENTIABLE, lambda c: [d for d in c.dtypes if is_float(d)]))
+def test_gradient(device: Any, case: Case, dtype: np.dtype) -> None:
+    check.gradients_agree(case, device, dtype)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.measurable], ids=str)
+def test_gradient_by_finite_differences(case: Case) -> None:
+    check.finite_differences(case)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.measurable and c.op in RULED], ids=str)
+def test_gradient_rule_against_body(case: Case) -> None:
+    assert case.op in check.rule_against_body(case)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.measurable and c.second], ids=str)
+def test_second_order(case: Case) -> None:
+    check.second_order(case)
+
+
+def test_unknown_instruction_set_is_refused() -> None:
+    if "cpu" in MISSING:
+        with pytest.raises(DeviceError), opened("cpu:avx2"):
+            pass
+    else:
+        with pytest.raises(ValueError, match="mmx"), opened("cpu:mmx"):
+            pass

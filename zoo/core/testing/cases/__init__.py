@@ -1,0 +1,17 @@
+"""The table of op cases. Elementwise rows are made from the op table; the others are written here, group by group."""
+
+from __future__ import annotations
+
+from zoo.core.testing.case import Case
+from zoo.core.testing.cases import arrays, contract, elementwise, nn, quant
+
+CASES: tuple[Case, ...] = (*elementwise.CASES, *arrays.CASES, *contract.CASES, *quant.CASES, *nn.CASES)
+
+# ops without a function of their own name in ops.py, and how they are called
+ELSEWHERE = {
+    "slice": "x[...]",
+    "conv_bias_act": "ops.conv with a bias, a residual or an activation",
+    "window_max": "ops.max_pool",
+    "window_sum": "ops.avg_pool",
+    "window_max_grad": "no face: the gradient of window_max",
+}

@@ -1,0 +1,74 @@
+"""Cases of quantised weights. Codes and scales are exact; products are compared with those of the dequantised
+weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from zoo.core import ops
+from zoo.core.dtype import bfloat16, float16, float32, int8, uint8
+from zoo.core.testing import ref
+from zoo.core.testing.case import Case
+from zoo.core.testing.tol import EXACT, QUANTISED, ROUNDED, Tol, nmse
+
+STORED = {"int8": (int8, float32), "int4": (uint8, float16)}
+# gradients pass through the weight itself, which is exact, not through 8-bit activations
+BACKWARD = nmse(1e-11, 2.5e-6, 1.5e-4, 1e-11, "a product with the dequantised weight, which is made in float32")
+
+
+def _weight(r: Any, n: int, k: int) -> np.ndarray:
+    w = r.f(n, k)
+    if n:
+        w[n // 2] = 0  # an output that nothing feeds: its scale is 0
+    return w
+
+
+def _rows(format: str) -> list[Case]:
+    def stored(r: Any, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+        return ref.quantize(_weight(r, n, k), format)
+
+    def product(x: np.ndarray, q: np.ndarray, scale: np.ndarray, bias: Any = None) -> np.ndarray:
+        y = np.einsum("...k,nk->...n", x, ref.dequantize(q, scale, format))
+        return y if bias is None else y + bias
+
+    def matmul(label: str, rows: tuple[int, ...], n: int, k: int, tol: Tol = QUANTISED) -> Case:
+        return Case(f"qmatmul[{format}, {label}]", lambda x, q, s: ops.qmatmul(x, q, s, format),
+                    lambda r: (r.f(*rows, k), *stored(r, n, k)),
+                    product, tol, grad=(0,), gradient=BACKWARD, nan=(0,))  # fmt: skip
+
+    return [
+        Case(f"quantize[{format}]", lambda w: ops.quantize(w, format), lambda r: (_weight(r, 5, 64),),
+             lambda w: ref.quantize(w, format), EXACT,
+             grad=False, result=STORED[format], nan=False, dtypes=(float32, float16, bfloat16)),
+        Case(f"quantize[{format}, empty]", lambda w: ops.quantize(w, format), lambda r: (r.f(0, 64),),
+             lambda w: ref.quantize(w, format), EXACT,
+             grad=False, result=STORED[format], dtypes=(float32,)),
+        *[
+            Case(f"dequantize[{format}, to {to.name}]", lambda q, s, d=to: ops.dequantize(q, s, format, dtype=d),
+                 lambda r: stored(r, 4, 96),
+                 lambda q, s: ref.dequantize(q, s, format), ROUNDED, grad=False, result=to, dtypes=(float32,))
+            for to in (float32, float16, bfloat16)
+        ],
+        Case(f"dequantize[{format}, empty]", lambda q, s: ops.dequantize(q, s, format), lambda r: stored(r, 0, 32),
+             lambda q, s: ref.dequantize(q, s, format), EXACT, grad=False, result=float32, dtypes=(float32,)),
+        matmul("one row", (1,), 9, 64),
+        matmul("several rows", (2, 5), 17, 96),
+        matmul("many rows", (37,), 40, 128),
+        matmul("no batch", (), 3, 32),
+        matmul("empty", (0,), 4, 32, EXACT),
+        Case(f"qlinear[{format}]", lambda x, q, s, b: ops.qlinear(x, q, s, format, b, activation="relu"),
+             lambda r: (r.f(3, 64), *stored(r, 6, 64), r.f(6)), lambda *a: ref.ACTIVATIONS["relu"](product(*a)),
+             QUANTISED, grad=(0, 3),
+             gradient=BACKWARD, nan=(0,)),
+        Case(f"qlinear[{format}, no bias]", lambda x, q, s: ops.qlinear(x, q, s, format),
+             lambda r: (r.f(2, 3, 32), *stored(r, 6, 32)),
+             product, QUANTISED, grad=(0,), gradient=BACKWARD, nan=(0,)),
+        Case(f"qlinear[{format}, empty]", lambda x, q, s, b: ops.qlinear(x, q, s, format, b),
+             lambda r: (r.f(0, 32), *stored(r, 6, 32), r.f(6)),
+             product, EXACT, grad=(0, 3)),
+    ]  # fmt: skip
+
+
+CASES: list[Case] = [*_rows("int8"), *_rows("int4")]
