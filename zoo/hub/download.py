@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.core.errors import DownloadError
+from zoo.hub.files import DISK_FULL
 
 Progress = Callable[[int, "int | None", str], None]
 """progress(bytes so far, bytes in all or None, what)."""
@@ -295,7 +296,7 @@ class _Job:
             yield
         except OSError as error:
             what = f"cannot fetch {self.dest.name}"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in DISK_FULL:
                 fix = "Make space and run it again: it continues where it stopped."
                 raise DownloadError(what, f"the disk of {self.dest.parent} is full", fix) from error
             raise DownloadError(

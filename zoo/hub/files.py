@@ -13,6 +13,8 @@ from typing import Any
 
 from zoo.core.errors import WeightsError
 
+DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quota error
+
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -46,7 +48,7 @@ def _sync_directory(path: Path) -> None:
 
 
 def _cannot_write(path: Path, error: OSError) -> WeightsError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in DISK_FULL:
         return WeightsError(f"cannot write {path}", "the disk is full", "Make space, or choose another place.")
     return WeightsError(
         f"cannot write {path}",
