@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
+import subprocess
+import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +18,7 @@ from small_run import CENTRES, Net, bits, blobs, loss, make
 import zoo
 from zoo.core import ops
 from zoo.nn import losses
-from zoo.train import SGD, AdamW, Learner, Loader, constant
+from zoo.train import SGD, AdamW, Learner, Loader, constant, matrices_only, progress
 from zoo.train import __doc__ as HOW_TO
 from zoo.train.learner import CHECKPOINT, LOG
 
@@ -102,6 +107,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert np.isfinite(make(tmp_path, clip=None).resume()._live.fc2.bias.numpy()).all()
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # which numpy says of 0 * inf
 def test_gradients_that_are_not_finite_stop_a_clipped_run():
     learner = make(loss=lambda model, batch: loss(model, batch) + ops.sqrt((model.fc2.bias * 0.0).sum()))
     with pytest.raises(zoo.ZooError, match=r"the norm of the gradients is (inf|nan) at step 1, epoch 1, batch 1 of 8"):
@@ -126,6 +132,8 @@ def test_what_cannot_be_resumed_says_why(tmp_path):
     with pytest.raises(zoo.ZooError, match="other settings") as caught:
         make(tmp_path, ema=0.99, optimizer=AdamW(weight_decay=0.5)).resume()
     assert "ema was 0.9 and is 0.99" in caught.value.why and "'weight_decay': 0.01" in caught.value.why
+    with pytest.raises(zoo.ZooError, match=r"lr was None and is 0\.1"):
+        make(tmp_path, settings={"lr": 0.1}).resume()
     with pytest.raises(zoo.DataError, match="seed was 7 and is 8"):
         make(tmp_path, data=Loader(blobs(123, 1), 16, seed=8)).resume()
     with pytest.raises(zoo.WeightsError, match="do not fit Linear"):
@@ -199,6 +207,38 @@ def test_plain_lines_where_stderr_is_no_terminal(capsys):
     lines = err.splitlines()
     assert out == "" and len(lines) == 2
     assert re.fullmatch(r"epoch 2: loss 0\.\d{4} · validation: loss 0\.\d{4}, accuracy [01]\.\d{4} · \d+ s", lines[1])
+
+
+def test_a_bar_on_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(progress, "REDRAW", 0.0)
+    make(quiet=False).fit(epochs=1)
+    shown = terminal.getvalue()
+    assert "8/8" in shown and "examples/s" in shown and "epoch 1: loss" in shown
+
+
+def test_settings_are_compared_by_value(tmp_path):
+    decay = {"optimizer": AdamW(weight_decay=matrices_only(0.1))}
+    make(tmp_path, settings={"sizes": (1, 2)}, **decay).fit(steps=1)
+    assert make(tmp_path, settings={"sizes": (1, 2)}, **decay).resume().step == 1
+    with pytest.raises(zoo.ZooError, match=r"matrices_only\(decay=0.1\).* and is .*matrices_only\(decay=0.2\)"):
+        make(tmp_path, settings={"sizes": (1, 2)}, optimizer=AdamW(weight_decay=matrices_only(0.2))).resume()
+
+
+def test_importing_the_layers_and_the_trainer_brings_in_nothing_heavy():
+    heavy = {"torch", "rich", "typer", "cupy", "huggingface_hub", "PIL"}
+    program = f"import sys, zoo.nn, zoo.train; print({heavy} & set(sys.modules))"
+    root = str(Path(zoo.__file__).parents[1])
+    found = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True
+    )
+    assert found.stdout.strip() == "set()", found.stdout + found.stderr
 
 
 def test_the_loop_of_ones_own_in_the_docs_runs_and_learns():

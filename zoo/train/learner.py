@@ -5,6 +5,7 @@ The step itself is `Learner._step`; everything it is made of can be used without
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -218,7 +219,7 @@ class Learner:
             "data": self.data.state(),
             "history": [asdict(done) for done in self.history],
             "losses": self._losses,
-            **self._settings(),
+            "settings": self._settings(),
         }
         if self.average is not None:
             groups["average"], facts["average_steps"] = self.average.values, self.average.steps
@@ -232,9 +233,10 @@ class Learner:
             raise ZooError("there is nothing to resume", "the Learner was made without a directory", "Give it `out`.")
         saved = checkpoint.load(self.out / CHECKPOINT)
         facts = saved.facts
-        changed = [k for k, v in self._settings().items() if facts.get(k) != v]
+        was, now = facts["settings"], self._settings()
+        changed = [k for k in {**was, **now} if was.get(k) != now.get(k)]
         if changed:
-            why = "\n".join(f"{k} was {facts.get(k)} and is {self._settings()[k]}" for k in changed)
+            why = "\n".join(f"{k} was {was.get(k)} and is {now.get(k)}" for k in changed)
             raise ZooError(f"the run in {self.out} was begun with other settings", why, "Resume with the same ones.")
         self.data.load(facts["data"])
         self._live.load(saved.groups["model"])
@@ -254,10 +256,10 @@ class Learner:
         return self
 
     def _settings(self) -> dict[str, Any]:
-        """What must be the same for a resumed run to be the same run."""
-        ema = None if self.average is None else self.average.decay
-        described = {k: list(v) if isinstance(v, tuple) else v for k, v in self.optimizer.describe().items()}
-        return {"optimizer": described, "clip": self.clip, "ema": ema, "seed": self.seed, **self.settings}
+        """What must be the same for a resumed run to be the same run, as JSON gives it back."""
+        own = {"optimizer": self.optimizer.describe(), "clip": self.clip, "seed": self.seed}
+        own["ema"] = None if self.average is None else self.average.decay
+        return json.loads(json.dumps({**own, **self.settings}))
 
     def _check_out(self) -> None:
         if self.out is not None and not self._resumed and (self.out / CHECKPOINT).exists():

@@ -7,6 +7,7 @@ gradient is left alone, and its count of steps stands still. The rules agree wit
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, is_dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,9 +22,14 @@ Decay = float | Callable[[str, Tensor], float]
 """Weight decay: of all parameters, or as a function of path and parameter."""
 
 
-def matrices_only(decay: float) -> Decay:
+@dataclass(frozen=True)
+class matrices_only:
     """Weight decay for what has two axes or more: neither biases nor the scales of norms are drawn to zero."""
-    return lambda path, p: decay if p.ndim >= 2 else 0.0
+
+    decay: float
+
+    def __call__(self, path: str, p: Tensor) -> float:
+        return self.decay if p.ndim >= 2 else 0.0
 
 
 class Optimizer:
@@ -54,7 +60,9 @@ class Optimizer:
 
     def describe(self) -> dict[str, Any]:
         """Name and settings, for logs and to tell whether a run is resumed as it began."""
-        decay = "by parameter" if callable(self.weight_decay) else self.weight_decay
+        decay: Any = self.weight_decay
+        if callable(decay):
+            decay = repr(decay) if is_dataclass(decay) else "a function"
         return {"name": type(self).__name__, "weight_decay": decay} | {k: getattr(self, k) for k in self.settings}
 
     def state(self) -> dict[str, Any]:
