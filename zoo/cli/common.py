@@ -71,7 +71,7 @@ def interruptible(body: Callable[..., None]) -> Callable[..., None]:
 
 class PortGroup(TyperGroup):
     """A group with a command for each port, made when it is asked for: `zoo run --help` shows them all, `zoo run X`
-    imports X only. A port that cannot be imported is listed, with its error, and does not disturb the others."""
+    imports X only. A port that cannot be imported is listed as such, and does not disturb the others."""
 
     @staticmethod
     def make(port: Port) -> typer.core.TyperCommand:
@@ -96,7 +96,7 @@ class PortGroup(TyperGroup):
             raise error
 
         anything = {"ignore_unknown_options": True, "allow_extra_args": True}
-        return command(name, fail, [], f"({error.what})", context_settings=anything)
+        return command(name, fail, [], "(not available; try it to see why)", context_settings=anything)
 
 
 def results_of(returned: Any) -> Iterator[Any]:
