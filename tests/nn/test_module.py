@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 
@@ -287,3 +289,22 @@ def test_the_printed_tree_shows_what_differs_and_what_is_frozen():
     assert "weight (8, 8) bfloat16" in text and "weight (3, 8) float32" in text
     trained = sum(t.size for t in net.parameters().values())
     assert f"({trained:,} trained)" in text.splitlines()[-1]
+
+
+def test_lazy_weights_are_looked_up_once_each():
+    arrays = {path: np.asarray(t) for path, t in Net().init(0, "numpy").state().items()}
+    looked_up = []
+
+    class Lazy(Mapping):
+        def __getitem__(self, path):
+            looked_up.append(path)
+            return arrays[path]
+
+        def __iter__(self):
+            return iter(arrays)
+
+        def __len__(self):
+            return len(arrays)
+
+    Net().load(Lazy(), device="numpy")
+    assert sorted(looked_up) == sorted(arrays)
