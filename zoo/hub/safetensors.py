@@ -1,4 +1,4 @@
-"""Reading and writing safetensors files, on the `safetensors` library.
+"""Reading safetensors files, on the `safetensors` library, and writing them.
 
 Reading opens the header only; each tensor is read when it is asked for, so nothing larger than one tensor is held.
 Writing is atomic. Every failure is a WeightsError.
@@ -6,7 +6,7 @@ Writing is atomic. Every failure is a WeightsError.
 
 from __future__ import annotations
 
-import errno
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from zoo.core.errors import WeightsError
 from zoo.hub.files import atomic
@@ -34,6 +33,7 @@ DTYPES: dict[str, np.dtype] = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -123,26 +123,36 @@ def write(
 ) -> None:
     """Writes a safetensors file, atomically: readers see the old file or the whole new one.
 
+    The same content is the same bytes, so that checkpoints can be compared by hash; the library's own writer orders the
+    metadata anew each time (safetensors 0.8). Tensors lie by falling item size, then name, which keeps each aligned.
     Raises WeightsError if the place cannot be written, or a dtype has no name in the format.
     """
     path = Path(path)
     arrays = {}
     for name, value in tensors.items():
-        array = np.asarray(
-            value, order="C"
-        )  # the library writes the memory as it lies; ascontiguousarray would lose ()
-        if array.dtype.newbyteorder("=") not in DTYPES.values():
+        array = np.asarray(value, order="C")
+        if array.dtype.newbyteorder("=") not in _NAMES:
             raise WeightsError(f"cannot write {path}", f"tensor {name} has dtype {array.dtype}", "Cast it first.")
-        arrays[name] = array
-    with atomic(path) as part:
-        part.touch()
-        mode = part.stat().st_mode  # what the user's umask gives; the library would leave 0600
-        try:
-            save_file(arrays, part, metadata=dict(metadata or {}))
-        except SafetensorError as error:  # the library reports what the system said as text only
-            full = "No space left" in str(error) or "os error 28" in str(error)
-            raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
-        part.chmod(mode)
+        arrays[name] = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+    with atomic(path) as part, part.open("wb") as file:
+        file.write(_header(arrays, order, metadata or {}))
+        for name in order:
+            file.write(arrays[name].reshape(-1).view(np.uint8).data)
+
+
+def _header(arrays: Mapping[str, np.ndarray], order: list[str], metadata: Mapping[str, str]) -> bytes:
+    """Eight bytes of length, then the JSON, filled up with blanks so that the tensors start at a multiple of eight."""
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    end = 0
+    for name in order:
+        array = arrays[name]
+        start, end = end, end + array.nbytes
+        dtype = _NAMES[array.dtype.newbyteorder("=")]
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 _DOWNLOAD_AGAIN = "Fetch the file again."
