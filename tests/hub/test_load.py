@@ -151,6 +151,12 @@ def test_damaged_metadata(published, tmp_path):
     assert "metadata is damaged" in refused(tmp_path / "t", device="numpy").why
 
 
+def test_a_run_that_was_stopped_is_no_checkpoint_yet(weights, site):
+    write(weights.parent / "out" / "checkpoint.safetensors", {"model:bias": B}, {"zoo.train": "{}"})
+    error = refused(weights.parent / "out", device="numpy")
+    assert "training run that has not ended" in error.why and "--resume --out" in error.fix
+
+
 def test_save_says_where_it_cannot_write(published, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(WeightsError, match="cannot write"):
