@@ -29,6 +29,13 @@ def device_names() -> tuple[list[str], dict[str, str]]:
     return usable, missing
 
 
+def native_ops() -> set[str]:
+    """The ops for which the cpu device has kernels of its own."""
+    from zoo.core.backends.cpu.kernels import KERNELS
+
+    return set(KERNELS)
+
+
 @contextmanager
 def opened(name: str) -> Iterator[Any]:
     kind, _, isa = name.partition(":")

@@ -174,6 +174,7 @@ _mixed: dict[str, Any] = {
     "dtypes": (float32,),
 }
 BY_HAND = [
+    Case("cast[empty]", lambda x: ops.cast(x, float16), lambda r: (r.f(3, 0),), lambda x: x, EXACT, result=float16),
     Case("where", ops.where, lambda r: (r.b(4, 1), r.f(3), r.f(4, 3)), np.where, EXACT, dtypes=(*FLOATS, int32, bool_)),
     Case("where[number]", lambda c, x: ops.where(c, x, 0.5), lambda r: (r.b(4, 3), r.f(3)), lambda c,
          x: np.where(c, x, 0.5), EXACT),
