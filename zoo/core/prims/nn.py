@@ -384,7 +384,7 @@ def _dropout_infer(x: Any, *, p: float, seed: int, offset: int) -> Meta:
     return Meta(tuple(x.shape), x.dtype)
 
 
-@composite(_dropout_infer, keep="")
+@composite(_dropout_infer, vjp=lambda o, g, x, y, **attrs: o.dropout(g, **attrs), keep="")
 def dropout(o, x, *, p, seed, offset):
     """x / (1 - p) with a share p of the values set to 0 (Srivastava et al. 2014); which, is a function of seed and
     offset."""

@@ -13,8 +13,7 @@ def matmul(b: Any, x: Any, y: Any, *, transpose_a: bool, transpose_b: bool) -> A
     out = promote(x.dtype, y.dtype)
     wide = compute_dtype(out)
     x, y = x.astype(wide, copy=False), y.astype(wide, copy=False)
-    with b.quiet():
-        product = b.xp.matmul(x.swapaxes(-1, -2) if transpose_a else x, y.swapaxes(-1, -2) if transpose_b else y)
+    product = b.xp.matmul(x.swapaxes(-1, -2) if transpose_a else x, y.swapaxes(-1, -2) if transpose_b else y)
     return product.astype(out, copy=False)
 
 
@@ -49,8 +48,7 @@ def conv(b: Any, x: Any, w: Any, *, stride: Any, padding: Any, dilation: Any, in
     columns = columns.reshape(N * math.prod(out), math.prod(kernel), groups, I).transpose(2, 0, 1, 3)
     columns = columns.reshape(groups, N * math.prod(out), math.prod(kernel) * I)
     rows = w.astype(wide, copy=False).reshape(groups, O // groups, math.prod(kernel) * I)
-    with b.quiet():
-        y = xp.matmul(columns, rows.swapaxes(-1, -2))  # (groups, N * out, O / groups)
+    y = xp.matmul(columns, rows.swapaxes(-1, -2))  # (groups, N * out, O / groups)
     return y.transpose(1, 0, 2).reshape(N, *out, O).astype(dtype, copy=False)
 
 
