@@ -133,7 +133,7 @@ def finetune(
     )
     if resume:
         learner.resume()
-    model = learner.fit(epochs)
+    learner.fit(epochs)
     best = accuracy(model, mnist.validation)
     test = None if mnist.test is None else accuracy(model, mnist.test)
     done = Trained(out, epochs, learner.step, len(mnist.train), best, len(mnist.validation), test)
