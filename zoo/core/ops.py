@@ -130,6 +130,14 @@ def normal(shape: Sequence[int], *, seed: int, offset: int = 0, device: Any = No
     return bind(P["normal"], shape=tuple(shape), seed=seed, offset=offset, dtype=float32, device=device_of(device))
 
 
+def _axes(name: str, x: Tensor, axis: Axis, extra: int = 0) -> tuple[int, ...]:
+    """Axes of x, or of what will have `extra` more of them, as numbers from 0."""
+    try:
+        return axes_tuple(axis, x.ndim + extra)
+    except ShapeError as e:
+        raise e.at(f"{name}({x.dtype.name} {x.shape}) on {x.device.name} cannot be done") from None
+
+
 # reductions: axis is one, several, or None for all
 
 
@@ -200,18 +208,18 @@ def expand(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 def squeeze(x: Tensor, axis: Axis = None) -> Tensor:
     """Without the axes of size 1 (all of them, or those named)."""
-    axes = [i for i, n in enumerate(x.shape) if n == 1] if axis is None else axes_tuple(axis, x.ndim)
+    axes = [i for i, n in enumerate(x.shape) if n == 1] if axis is None else _axes("squeeze", x, axis)
     return x.reshape(tuple(n for i, n in enumerate(x.shape) if i not in axes))
 
 
 def expand_dims(x: Tensor, axis: int) -> Tensor:
     """With a new axis of size 1 at `axis` of the result."""
-    at = axis % (x.ndim + 1)
+    (at,) = _axes("expand_dims", x, axis, extra=1)
     return x.reshape((*x.shape[:at], 1, *x.shape[at:]))
 
 
 def flip(x: Tensor, *, axis: Axis = None) -> Tensor:
-    return bind(P["flip"], x, axis=axes_tuple(axis, x.ndim))
+    return bind(P["flip"], x, axis=_axes("flip", x, axis))
 
 
 def concat(tensors: Sequence[Tensor], *, axis: int = 0) -> Tensor:
@@ -221,12 +229,13 @@ def concat(tensors: Sequence[Tensor], *, axis: int = 0) -> Tensor:
 
 def stack(tensors: Sequence[Tensor], *, axis: int = 0) -> Tensor:
     """Joined along a new axis."""
-    return concat([expand_dims(t, axis) for t in tensors], axis=axis % (tensors[0].ndim + 1))
+    return concat([expand_dims(t, axis) for t in tensors], axis=axis)
 
 
 def split(x: Tensor, sizes: int | Sequence[int], *, axis: int = -1) -> list[Tensor]:
     """Cut along `axis` into pieces of the given sizes, or into so many equal pieces."""
-    axis, n = axis % x.ndim, x.shape[axis]
+    (axis,) = _axes("split", x, axis)
+    n = x.shape[axis]
     if isinstance(sizes, int):
         if sizes < 1 or n % sizes:
             raise ShapeError(
@@ -339,11 +348,12 @@ def conv_transpose(
     rank = x.ndim - 2
     stride, dilation = each_axis(stride, rank, "stride"), each_axis(dilation, rank, "dilation")
     extra = each_axis(output_padding, rank, "output_padding")
-    reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[1:-1], strict=True)]
+    kernel = each_axis(weight.shape[1:-1], rank, "the kernel")
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
     pads = tuple((r - lo, r - hi + e) for r, (lo, hi), e in zip(reach, pairs(padding, rank), extra, strict=True))
     settings: dict[str, Any] = {"stride": (1,) * rank, "padding": pads, "dilation": dilation, "groups": groups}
     y = bind(P["conv"], x, weight, input_dilation=stride, flip=True, **settings)
-    return y if bias is None else y + bias
+    return y if bias is None else y + bias.astype(y.dtype)
 
 
 def max_pool(x: Tensor, window: int | Sequence[int], *, stride: Any = None, padding: Pad = 0) -> Tensor:

@@ -138,7 +138,7 @@ class Tensor:
 
     def permute_dims(self, *axes: Any) -> Tensor:
         listed = tuple(axes[0]) if len(axes) == 1 and isinstance(axes[0], Sequence) else axes
-        return bind(TABLE["permute_dims"], self, axes=tuple(a % max(self.ndim, 1) for a in listed))
+        return bind(TABLE["permute_dims"], self, axes=tuple(a + self.ndim if a < 0 else a for a in listed))
 
     @property
     def mT(self) -> Tensor:
@@ -318,6 +318,8 @@ def bind(prim: Prim, *args: Any, device: Any = None, **attrs: Any) -> Any:
         elif isinstance(a, np.ndarray):
             raise DtypeError(f"argument is a numpy array {a.shape}", "Make it a tensor: zoo.tensor(x).", what=prim.name)
         elif a is None or isinstance(a, _NUMBERS):
+            if (a is None) is (prim.kind is Kind.ELEMENTWISE):  # numbers meet tensors there; elsewhere None leaves out
+                raise DtypeError(f"argument is {a!r}", "Make it a tensor: zoo.tensor(x).", what=prim.name)
             handles.append(a)
         elif isinstance(a, Tensor):  # a parameter that is not filled yet, whose handle says so
             handles.append(a.handle)
@@ -335,6 +337,10 @@ def bind(prim: Prim, *args: Any, device: Any = None, **attrs: Any) -> Any:
             raise
         listed = ", ".join(describe(h) for h in handles)
         raise e.at(f"{prim.name}({listed}) on {device.name} cannot be done") from None
+    except AttributeError as e:
+        if e.obj is not None:
+            raise
+        raise DtypeError("argument is None", "Leave out only what the op says may be None.", what=prim.name) from None
     return tuple(Tensor(y, device) for y in out) if type(out) is tuple else Tensor(out, device)
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from zoo.core.dtype import promote
-from zoo.core.errors import ShapeError
+from zoo.core.dtype import bool_, promote
+from zoo.core.errors import DtypeError, ShapeError
 from zoo.core.prim import Kind, Meta, Prim, composite
 from zoo.core.prims import infer
 from zoo.core.prims.view import sum_to
@@ -128,6 +128,8 @@ def conv_vjp(
 
 
 def _window_infer(x: Any, *, window: Ints, stride: Ints, padding: Pairs) -> Meta:
+    if x.dtype == bool_:
+        raise DtypeError("windows are taken over numbers, not bool", "Cast it: x.astype(zoo.int32).")
     rank = len(x.shape) - 2
     if rank < 1 or not len(window) == len(stride) == len(padding) == rank:
         raise ShapeError("x needs shape (N, *S, C); window, stride and padding one entry for each spatial axis")
@@ -158,6 +160,10 @@ def window_slice(shape: Ints, out: Sequence[int], at: Ints, stride: Ints) -> dic
 
 
 def _grad_infer(x: Any, y: Any, g: Any, *, window: Ints, stride: Ints, padding: Pairs) -> Meta:
+    infer.floats(x, g)
+    out = _window_infer(x, window=window, stride=stride, padding=padding).shape
+    infer.need_shape("y", y, out)
+    infer.need_shape("g", g, out)
     return Meta(tuple(x.shape), g.dtype)
 
 

@@ -82,7 +82,8 @@ BINARY = [
        accepts="float", domain=(0.3, 3), ref=lambda a, b: a / b),
     ew("remainder", "remainder({0}, {1})", lambda o, g, a, b, y: (g, lambda: o.neg(o.mul(g, o.floor(o.div(a, b))))),
        keep="x", domain=(0.3, 3), ref=lambda a, b: a % b),
-    ew("pow", "pow({0}, {1})", lambda o, g, a, b, y: _pow_slopes(o, g, a, b, y), accepts="float", domain=(0.3, 3), ref=math.pow),
+    ew("pow", "pow({0}, {1})", lambda o, g, a, b, y: _pow_slopes(o, g, a, b, y), accepts="float", domain=(0.3, 3),
+       ref=math.pow),
     ew("maximum", "maximum({0}, {1})", lambda o, g, a, b, y: _choose(o, g, o.less_equal(b, a)), keep="x", ref=max),
     ew("minimum", "minimum({0}, {1})", lambda o, g, a, b, y: _choose(o, g, o.less_equal(a, b)), keep="x", ref=min),
     ew("equal", "{0} == {1}", NO_GRADIENT, accepts="any", result="bool"),
@@ -116,6 +117,10 @@ def _silu_slope(o: Any, x: Any) -> Any:
 
 
 def _where_infer(condition: Any, a: Any, b: Any) -> Meta:
+    if not hasattr(condition, "dtype"):
+        raise DtypeError(
+            f"the condition is {condition!r}; it must be a bool tensor", "Use Python's own if for one value."
+        )
     if condition.dtype.name != "bool":
         raise DtypeError(
             f"the condition is {condition.dtype.name}; it must be bool", "Compare first: where(x > 0, a, b)."

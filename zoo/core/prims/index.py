@@ -52,6 +52,8 @@ def _gather_vjp(o: Any, g: Any, x: Any, indices: Any, y: Any, *, axis: int) -> A
 def _scatter_infer(x: Any, indices: Any, updates: Any) -> Meta:
     infer.integers(indices)
     infer.same_dtype(x, updates)
+    if not x.shape:
+        raise ShapeError("a scalar has no rows to add to")
     infer.need_shape("updates", updates, (*indices.shape, *x.shape[1:]), "One row of x for each index.")
     return Meta(tuple(x.shape), x.dtype)
 

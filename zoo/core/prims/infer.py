@@ -61,9 +61,8 @@ def integers(a: Any) -> None:
 
 def axis_index(axis: int, ndim: int) -> int:
     if not -ndim <= axis < ndim:
-        raise ShapeError(
-            f"axis {axis} does not exist in a tensor of {ndim} axes", f"Axes run from {-ndim} to {ndim - 1}."
-        )
+        there = f"Axes run from {-ndim} to {ndim - 1}." if ndim else "It is a single number."
+        raise ShapeError(f"axis {axis} does not exist in a tensor of {ndim} axes", there)
     return axis % ndim
 
 

@@ -119,6 +119,7 @@ def cross_entropy(o, logits, targets):
 
 def _norm_infer(x: Any, weight: Any, bias: Any = None, **attrs: Any) -> Meta:
     infer.floats(x, weight, bias)
+    infer.axis_index(-1, len(x.shape))
     infer.need_shape("weight", weight, x.shape[-1:])
     infer.need_shape("bias", bias, x.shape[-1:])
     return Meta(tuple(x.shape), x.dtype)

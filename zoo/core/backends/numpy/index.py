@@ -12,7 +12,7 @@ def _check(indices: Any, n: int) -> None:
     if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= n):
         raise ShapeError(
             f"indices run from {int(indices.min())} to {int(indices.max())}, the axis holds 0 to {n - 1}",
-            what="an index is out of range",
+            "Indices count from 0; negative ones are not turned round.",
         )
 
 
