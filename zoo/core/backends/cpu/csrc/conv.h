@@ -1,35 +1,77 @@
 // Convolution, channels last, as a GEMM over tiles of im2col rows that are never stored whole:
 //   y[pixel, o] = sum over k of X[pixel, k] * w[o, k],  k = (kernel row, kernel column, channel), pixel = (image, row, column)
-// layout     a tile of TILE pixels is written at once as packed panels of A [panel][KC][mr]: 256 x 512 floats, half of L2
-// roof       2 * pixels * outputs * K operations; the im2col writes cost about 20 % of them at 64 outputs, 2 % at 512
+// layout     rows of im2col are copied, a panel at a time, into L1 (up to 256 outputs) or a tile of TILE pixels x KC, half of L2
+// roof       2 * pixels * outputs * K operations; copying costs about 5 % of them at 64 outputs
 // The gradient for the weights is a convolution too, whose "kernel" is a whole picture and whose output is tiny; see below.
 
 constexpr i64 TILE = 256;
-constexpr float ZEROS[KC] = {};
 
 struct Pixel {
     i64 at, h, w;  // offset in x of the kernel's first tap, which may lie outside x
 };
 
-// k0 .. k1-1 of the im2col rows of r pixels, as a packed panel.
-void pack_pixels(const Conv& c, const Pixel* pixels, int r, i64 k0, i64 k1, float* to) {
-    const i64 channels = c.channels / c.groups, row = c.kernel[1] * channels;
-    bool joined = c.dilation[1] == 1 && c.x_stride[2] == channels;  // one kernel row is one run in x
-    for (int i = 0; i < r; i++) joined = joined && pixels[i].w >= 0 && pixels[i].w + c.kernel[1] <= c.size[1];
-    const float* rows[MR];
-    for (i64 k = k0, length; k < k1; k += length) {
-        const i64 kh = k / row, kw = joined ? 0 : k % row / channels, from = k % row - kw * channels;
-        length = at_most((joined ? row : channels) - from, k1 - k);
-        const i64 dh = kh * c.dilation[0], dw = kw * c.dilation[1];
-        const i64 offset = dh * c.x_stride[1] + dw * c.x_stride[2] + from;
-        for (int i = 0; i < r; i++) {
-            const i64 h = pixels[i].h + dh, w = pixels[i].w + dw;
-            const bool inside = h >= 0 && h < c.size[0] && w >= 0 && w < c.size[1];
-            rows[i] = inside ? c.x + pixels[i].at + offset : ZEROS;
-        }
-        pack_rows(rows, r, r, length, to);
-        to += length * r;
+// A part of the im2col columns. Divisions are done here, once, and not for every pixel: they would cost as much as copying.
+struct Columns {
+    i64 count, kh, kw, channel;  // the first one's place
+    Columns(const Conv& c, i64 k0, i64 k1) : count(k1 - k0) {
+        const i64 channels = c.channels / c.groups;
+        channel = k0 % channels, kw = k0 / channels % c.kernel[1], kh = k0 / channels / c.kernel[1];
     }
+};
+
+// Some columns of one pixel's im2col row.  Writes up to W - 1 floats past the end.
+INLINE void copy_pixel(const Conv& c, const Pixel& pixel, const Columns& columns, i64 channels, float* to) {
+    // one kernel row is one run in x
+    const bool joined = c.dilation[1] == 1 && c.x_stride[2] == channels && pixel.w >= 0 && pixel.w + c.kernel[1] <= c.size[1];
+    const i64 run = c.kernel[1] * channels;
+    if (joined && columns.count == c.kernel[0] * run && pixel.h >= 0 && pixel.h + (c.kernel[0] - 1) * c.dilation[0] < c.size[0]) {
+        const float* from = c.x + pixel.at;
+        for (i64 kh = 0; kh < c.kernel[0]; kh++, from += c.dilation[0] * c.x_stride[1], to += run) copy_run(from, run, to);
+        return;
+    }
+    i64 kw = columns.kw, channel = columns.channel, h = pixel.h + columns.kh * c.dilation[0];
+    for (i64 left = columns.count, length; left > 0; left -= length, to += length) {
+        const i64 w = pixel.w + kw * c.dilation[1];
+        length = at_most((joined ? c.kernel[1] - kw : 1) * channels - channel, left);
+        if (h >= 0 && h < c.size[0] && w >= 0 && w < c.size[1]) {
+            copy_run(c.x + pixel.at + (h - pixel.h) * c.x_stride[1] + (w - pixel.w) * c.x_stride[2] + channel, length, to);
+        } else {
+            for (i64 i = 0; i < length; i += W) store(to + i, vf{});
+        }
+        channel = 0;
+        if (joined || ++kw == c.kernel[1]) kw = 0, h += c.dilation[0];
+    }
+}
+
+// The rows of a panel as runs of neighbours in memory.
+struct Runs {
+    int count = 0;
+    i64 start[MR], length[MR];
+    void add(i64 at) {
+        if (count && at == start[count - 1] + length[count - 1]) {
+            length[count - 1]++;
+        } else {
+            start[count] = at, length[count++] = 1;
+        }
+    }
+};
+
+// A packed panel whose rows are COUNT runs in x (0: as many as there are), at an offset of their own for each k.
+template <int COUNT>
+void pack_runs(const float* x, const i64* offsets, i64 K, const Runs& runs, float* to) {
+    const int count = COUNT ? COUNT : runs.count;
+    i64 start[MR], length[MR];
+    for (int i = 0; i < count; i++) start[i] = runs.start[i], length[i] = runs.length[i];
+    for (i64 k = 0; k < K; k++, to += AR) {
+        float* out = to;
+        UNROLL for (int run = 0; run < (COUNT ? COUNT : count); out += length[run++])
+            for (i64 i = 0; i < length[run]; i += W) store(out + i, load_first(x + offsets[k] + start[run] + i, length[run] - i));
+    }
+}
+// Writes up to W - 1 floats past the end.
+constexpr void (*PACK_RUNS[])(const float*, const i64*, i64, const Runs&, float*) = {pack_runs<0>, pack_runs<1>, pack_runs<2>, pack_runs<3>};
+INLINE void pack_runs(const float* x, const i64* offsets, i64 K, const Runs& runs, float* to) {
+    PACK_RUNS[runs.count <= 3 ? runs.count : 0](x, offsets, K, runs, to);
 }
 
 struct ConvJob {
@@ -46,29 +88,48 @@ void conv_task(void* context, i64 index) {
     const i64 area = c.out[0] * c.out[1], all = c.batch * area, panels_n = divide_up(outputs, NR);
     const i64 m0 = all * mi / job.m, rows = all * (mi + 1) / job.m - m0;
     Pixel pixels[TILE];
+    i64 image = m0 / area, out0 = m0 % area / c.out[1], out1 = m0 % c.out[1];
     for (i64 i = 0; i < rows; i++) {
-        const i64 image = (m0 + i) / area, place = (m0 + i) % area;
-        const i64 h = place / c.out[1] * c.stride[0] - c.pad[0], w = place % c.out[1] * c.stride[1] - c.pad[1];
+        const i64 h = out0 * c.stride[0] - c.pad[0], w = out1 * c.stride[1] - c.pad[1];
         pixels[i] = {image * c.x_stride[0] + h * c.x_stride[1] + w * c.x_stride[2] + group * channels, h, w};
+        if (++out1 == c.out[1]) out1 = 0, out0++;
+        if (out0 == c.out[0]) out0 = 0, image++;
     }
     const Panels panels(rows);
     const i64 blocks = at_least(1, divide_up(K, KC));
-    float* const a = scratch(SLOT_A, rows * at_most(K, KC) + W);
+    const i64 a_m = row_distance(at_most(K, KC));
+    float* const a = scratch(SLOT_A, at_least(rows * a_m, panels.count * AR * at_most(K, KC)) + W);
     Sweep s{};
-    s.a = a;
+    s.a = a, s.a_m = a_m;
     s.b_panel = K * NR, s.b_k = NR;
     s.n0 = panels_n * ni / job.n * NR, s.n1 = at_most(outputs, panels_n * (ni + 1) / job.n * NR);
-    s.c = c.y + m0 * c.outputs + group * outputs, s.c_m = c.outputs;
     s.bias = c.bias ? c.bias + group * outputs : nullptr;
-    s.residual = c.residual ? c.residual + m0 * c.outputs + group * outputs : nullptr, s.residual_m = c.outputs;
+    s.residual_m = c.outputs;
     s.activation = c.activation;
+    // pixels of one channel are neighbours, as columns of im2col are: a panel is packed a column at a time
+    const bool neighbours = c.channels == 1 && c.stride[1] == 1 && c.x_stride[2] == 1;
+    i64 offsets[KC];
+    if (neighbours) s.a_m = 0;
+    const i64 at_once = s.n1 - s.n0 <= NC ? 1 : panels.count;  // where each panel is used once, it need not leave L1
     for (i64 block = 0; block < blocks; block++) {
         const i64 k0 = K * block / blocks, k1 = K * (block + 1) / blocks;
-        for (i64 p = 0; p < panels.count; p++)
-            pack_pixels(c, pixels + panels.start(p), panels.rows(p), k0, k1, a + panels.start(p) * (k1 - k0));
+        const Columns columns(c, k0, k1);
+        for (i64 k = k0; neighbours && k < k1; k++)
+            offsets[k - k0] = k / c.kernel[1] * c.dilation[0] * c.x_stride[1] + k % c.kernel[1] * c.dilation[1];
         s.b = job.packed + group * panels_n * K * NR + k0 * NR;
         s.first = block == 0, s.last = block + 1 == blocks;
-        sweep(s, panels, k1 - k0);
+        for (i64 p = 0; p < panels.count; p += at_once) {
+            const i64 first = panels.start(p), end = panels.start(p + at_once);
+            for (i64 q = p; neighbours && q < p + at_once; q++) {
+                Runs runs;
+                for (i64 i = panels.start(q); i < panels.start(q + 1); i++) runs.add(pixels[i].at);
+                pack_runs(c.x, offsets, k1 - k0, runs, a + (q - p) * AR * (k1 - k0));
+            }
+            for (i64 i = first; !neighbours && i < end; i++) copy_pixel(c, pixels[i], columns, channels, a + (i - first) * a_m);
+            s.c = c.y + (m0 + first) * c.outputs + group * outputs, s.c_m = c.outputs;
+            s.residual = c.residual ? c.residual + (m0 + first) * c.outputs + group * outputs : nullptr;
+            sweep(s, Panels(end - first), k1 - k0);
+        }
     }
 }
 
@@ -142,48 +203,38 @@ void k_major_task(void* context, i64 index) {
     const i64 m0 = job.rows * mi / job.m, m1 = job.rows * (mi + 1) / job.m;
     const i64 k0 = K * part / job.parts, k1 = K * (part + 1) / job.parts, panels_n = divide_up(c.outputs, NR);
     const Panels panels(m1 - m0);
-    float* const a = scratch(SLOT_A, (m1 - m0 + panels_n * NR) * BLOCK + W);
-    float* const b = a + (m1 - m0) * BLOCK + W;
-    i64 kb = k0;
+    float* const a = scratch(SLOT_A, (AR + panels_n * NR) * BLOCK + W);
+    float* const b = a + AR * BLOCK + W;
+    i64 kb = k0, w = k0 % c.kernel[1], h = k0 / c.kernel[1] % c.kernel[0], n = k0 / c.kernel[1] / c.kernel[0];
     do {
         const i64 kc = at_most(BLOCK, k1 - kb);
         i64 x_at[BLOCK], g_at[BLOCK];
         for (i64 k = 0; k < kc; k++) {
-            const i64 w = (kb + k) % c.kernel[1], h = (kb + k) / c.kernel[1] % c.kernel[0], n = (kb + k) / c.kernel[1] / c.kernel[0];
             x_at[k] = n * job.x_stride[0] + h * c.dilation[0] * job.x_stride[1] + w * c.dilation[1] * job.x_stride[2];
-            g_at[k] = h * c.w_stride[1] + w * c.w_stride[2] + n * c.w_stride[3];
+            g_at[k] = n * c.w_stride[3] + h * c.w_stride[1] + w * c.w_stride[2];
+            if (++w == c.kernel[1]) w = 0, h++;  // counted, since a division costs as much as a row of the product
+            if (h == c.kernel[0]) h = 0, n++;
         }
         for (i64 p = 0; p < panels_n; p++)
             for (i64 k = 0; k < kc; k++)
                 UNROLL for (int j = 0; j < NR; j += W)
                     store(b + (p * kc + k) * NR + j, load_first(c.w + g_at[k] + p * NR + j, at_least(c.outputs - p * NR - j, 0)));
-        for (i64 p = 0; p < panels.count; p++) {
-            const int r = panels.rows(p);
-            float* const to = a + panels.start(p) * kc;
-            i64 start[MR], length[MR];  // the runs of the panel's rows in x
-            int runs = 0;
-            for (int i = 0; i < r; i++) {
-                const i64 row = m0 + panels.start(p) + i, pixel = row / c.batch;
-                const i64 at = pixel / c.out[1] * c.stride[0] * job.x_stride[1] + pixel % c.out[1] * c.stride[1] * job.x_stride[2] + row % c.batch;
-                if (runs && at == start[runs - 1] + length[runs - 1]) {
-                    length[runs - 1]++;
-                } else {
-                    start[runs] = at, length[runs++] = 1;
-                }
-            }
-            for (i64 k = 0; k < kc; k++) {
-                float* out = to + k * r;
-                for (int run = 0; run < runs; out += length[run++])
-                    for (i64 i = 0; i < length[run]; i += W) store(out + i, load_first(job.x + x_at[k] + start[run] + i, length[run] - i));
-            }
-        }
         Sweep s{};
         s.a = a;
         s.b = b, s.b_panel = kc * NR, s.b_k = NR;
         s.n1 = c.outputs;
-        s.c = job.sums + (part * job.rows + m0) * c.outputs, s.c_m = c.outputs;
+        s.c_m = c.outputs;
         s.first = kb == k0;
-        sweep(s, panels, kc);
+        for (i64 p = 0; p < panels.count; p++) {  // a panel is used while it is in L1
+            Runs runs;
+            for (i64 row = m0 + panels.start(p); row < m0 + panels.start(p + 1); row++) {
+                const i64 pixel = row / c.batch;
+                runs.add(pixel / c.out[1] * c.stride[0] * job.x_stride[1] + pixel % c.out[1] * c.stride[1] * job.x_stride[2] + row % c.batch);
+            }
+            pack_runs(job.x, x_at, kc, runs, a);
+            s.c = job.sums + (part * job.rows + m0 + panels.start(p)) * c.outputs;
+            sweep(s, Panels(panels.rows(p)), kc);
+        }
         kb += kc;
     } while (kb < k1);
 }

@@ -1,8 +1,10 @@
 // C[M,N] = act(A[M,K] * B[K,N] + bias[N] + residual[M,N])
-// layout     B packed [N/NR][K][NR], A packed [M/MR][K][mr] with mr <= MR rows, balanced (15 rows: 8 + 7, not 14 + 1)
+// layout     B packed [N/NR][K][NR]. A as it is where its rows are contiguous; the micro-kernel reads one number of each row
+//            per step. Panels have at most MR rows and are balanced (15 rows: 8 + 7, not 14 + 1)
 // registers  AVX-512 14x32: 28 accumulators + 2 of B + 1 broadcast = 31 of 32;  AVX2 6x16: 12 + 2 + 1 = 15 of 16;
 //            NEON 8x8: 16 + 2 + 1 = 19 of 32 (8x12 would need N in twelves);  SSE 4x8: 8 + 2 + 1 = 11 of 16
-// cache      KC x NC of B stays in half of L2 (512 KiB) while panels of A (MR x KC) pass through L1
+// cache      KC x NC of B stays in half of L2 (512 KiB) while panels of A (MR x KC) pass through L1. Rows of A whose distance is
+//            a multiple of 2 KiB would all fall into the same few sets of L1 (-30 %): they are copied
 // loops      K blocks > N blocks > panels of A > panels of B
 // roof       2 M N K operations for M >= about 16; below, the memory that B is read from
 // The order of additions does not depend on the number of threads, so neither does any bit of the result.
@@ -17,8 +19,8 @@ constexpr int MR = 8;
 constexpr int MR = 4;
 #endif
 constexpr int NV = 2, NR = NV * W;
+constexpr int AR = (MR + W - 1) / W * W;  // a packed panel of A is [K][AR], so that its rows are whole vectors
 constexpr i64 KC = 512, NC = 256;
-static_assert(MR < W || MR % W == 0, "pack_rows stores whole vectors");
 
 INLINE i64 at_most(i64 a, i64 b) { return a < b ? a : b; }
 INLINE i64 at_least(i64 a, i64 b) { return a > b ? a : b; }
@@ -26,42 +28,42 @@ INLINE i64 divide_up(i64 a, i64 b) { return (a + b - 1) / b; }
 
 // ---- packing
 
-// to[k][i] = rows[i][k] for k < length, i < r; zero for given <= i < r.  May write W - 1 floats past the end, so pack in
-// ascending order.
-void pack_rows(const float* const* rows, int given, int r, i64 length, float* to) {
+// to[k][i] = rows[i][k] for k < length, i < NR; zero for given <= i.
+void pack_rows(const float* const* rows, int given, i64 length, float* to) {
     for (i64 k = 0; k < length; k += W) {
         const i64 count = at_most(W, length - k);
-        if (count < 4) {
-            for (i64 j = k; j < length; j++)
-                for (int i = 0; i < r; i++) to[j * r + i] = i < given ? rows[i][j] : 0.0f;
-            return;
-        }
-        for (int g = (r - 1) / W * W; g >= 0; g -= W) {  // descending: what a last, partial group wrote too much is overwritten
+        for (int g = 0; g < NR; g += W) {
             vf t[W];
             UNROLL for (int i = 0; i < W; i++) t[i] = g + i < given ? load_first(rows[g + i] + k, count) : vf{};
             transpose(t);
             if (count == W) {
-                UNROLL for (int i = 0; i < W; i++) store(to + (k + i) * r + g, t[i]);
+                UNROLL for (int i = 0; i < W; i++) store(to + (k + i) * NR + g, t[i]);
             } else {
-                for (i64 i = 0; i < count; i++) store(to + (k + i) * r + g, t[i]);
+                for (i64 i = 0; i < count; i++) store(to + (k + i) * NR + g, t[i]);
             }
         }
     }
 }
 
-// One panel of r rows of A, columns 0 .. K-1 from a.
+// One panel of r rows of A that are not contiguous: to[k][i] = a[i][k].
 void pack_a(const float* a, i64 a_m, i64 a_k, int r, i64 K, float* to) {
-    if (a_k == 1) {
-        const float* rows[MR];
-        for (int i = 0; i < r; i++) rows[i] = a + i * a_m;
-        pack_rows(rows, r, r, K, to);
-    } else if (a_m == 1) {
-        for (i64 k = 0; k < K; k++)
-            for (int i = 0; i < r; i += W) store(to + k * r + i, load_first(a + k * a_k + i, r - i));
-    } else {
-        for (i64 k = 0; k < K; k++)
-            for (int i = 0; i < r; i++) to[k * r + i] = a[i * a_m + k * a_k];
+    for (i64 k = 0; k < K; k++, to += AR) {
+        if (a_m == 1) {
+            UNROLL for (int i = 0; i < AR; i += W) store(to + i, load_first(a + k * a_k + i, at_least(r - i, 0)));
+        } else {
+            for (int i = 0; i < r; i++) to[i] = a[i * a_m + k * a_k];
+        }
     }
+}
+
+// The distance of copied rows: a whole number of cache lines, and an odd one, so that rows spread over all sets.
+INLINE i64 row_distance(i64 K) { return (divide_up(K, 16) | 1) * 16; }
+
+// to[0 .. n-1] = from.  Writes up to W - 1 floats past the end.
+INLINE void copy_run(const float* from, i64 n, float* to) {
+    i64 i = 0;
+    for (; i + W <= n; i += W) store(to + i, load(from + i));
+    if (i < n) store(to + i, load_first(from + i, n - i));
 }
 
 // One panel of n <= NR columns of B: [K][NR], zero beyond n.
@@ -69,7 +71,7 @@ void pack_panel(const float* b, i64 b_k, i64 b_n, i64 n, i64 K, float* to) {
     if (b_k == 1) {
         const float* columns[NR];
         for (int j = 0; j < n; j++) columns[j] = b + j * b_n;
-        pack_rows(columns, (int)n, NR, K, to);
+        pack_rows(columns, (int)n, K, to);
     } else if (b_n == 1) {
         for (i64 k = 0; k < K; k++)
             UNROLL for (int j = 0; j < NR; j += W) store(to + k * NR + j, load_first(b + k * b_k + j, at_least(n - j, 0)));
@@ -107,10 +109,10 @@ struct Tile {
     bool add;
 };
 
-// R x (V * W) tile over K: A is a packed panel, B has rows of stride b_k (NR where it is packed). KS sets of accumulators over
-// k hide the latency of the FMA where there are few rows.
-template <int R, int V, int KS>
-__attribute__((noinline)) void micro(i64 K, const float* a, const float* b, i64 b_k, const Tile& tile) {
+// R x (V * W) tile over K. A is rows that are a_m apart (ROWS) or packed [K][AR]; B has rows of stride b_k (NR where it is packed).
+// KS sets of accumulators over k hide the latency of the FMA where there are few rows.
+template <int R, int V, int KS, bool ROWS>
+__attribute__((noinline)) void micro(i64 K, const float* a, i64 a_m, const float* b, i64 b_k, const Tile& tile) {
     vf acc[KS][R][V] = {};
     float* const c = tile.c;
     if (tile.add) {
@@ -122,24 +124,35 @@ __attribute__((noinline)) void micro(i64 K, const float* a, const float* b, i64 
             UNROLL for (int i = 0; i < R; i++) acc[0][i][j] = bias;
         }
     }
-    i64 k = 0;
-    for (; k + KS <= K; k += KS) {
-        UNROLL for (int s = 0; s < KS; s++) {
-            const float* const row = b + (k + s) * b_k;
-            vf w[V];
-            UNROLL for (int j = 0; j < V; j++) w[j] = load(row + j * W);
-            UNROLL for (int j = 0; j < V * W; j += 16) __builtin_prefetch(row + 32 * b_k + j);  // 32 rows ahead: +6 % over none
-            UNROLL for (int i = 0; i < R; i++) {
-                const float x = a[(k + s) * R + i];
-                UNROLL for (int j = 0; j < V; j++) acc[s][i][j] += x * w[j];
-            }
+    constexpr int POINTERS = ROWS ? (R + 2) / 3 : 1, STEP = KS > 1 ? KS : 4;
+    const float* at[POINTERS];  // three rows share a pointer, since 14 would not fit the registers
+    UNROLL for (int p = 0; p < POINTERS; p++) at[p] = a + 3 * p * a_m;
+    const auto step = [&](int s, vf (&sum)[R][V]) INLINE_LAMBDA {
+        vf w[V];
+        UNROLL for (int j = 0; j < V; j++) w[j] = load(b + s * b_k + j * W);
+        UNROLL for (int i = 0; i < R; i++) {
+            const float x = ROWS ? at[i / 3][i % 3 * a_m + s] : at[0][s * AR + i];
+            UNROLL for (int j = 0; j < V; j++) sum[i][j] += x * w[j];
         }
+    };
+    const auto advance = [&](int by) INLINE_LAMBDA {
+        b += by * b_k;
+        UNROLL for (int p = 0; p < POINTERS; p++) {
+            at[p] += ROWS ? by : by * AR;
+            asm("" : "+r"(at[p]));  // or the compiler makes a pointer of every row again, and spills
+        }
+    };
+    i64 k = 0;
+    for (; k + STEP <= K; k += STEP) {
+        UNROLL for (int s = 0; s < STEP; s++) {
+            UNROLL for (int j = 0; j < V * W; j += 16) __builtin_prefetch(b + (32 + s) * b_k + j);  // 32 rows ahead: +6 %
+            step(s, acc[KS > 1 ? s : 0]);
+        }
+        advance(STEP);
     }
     for (; k < K; k++) {
-        UNROLL for (int i = 0; i < R; i++) {
-            const float x = a[k * R + i];
-            UNROLL for (int j = 0; j < V; j++) acc[0][i][j] += x * load(b + k * b_k + j * W);
-        }
+        step(0, acc[0]);
+        advance(1);
     }
     UNROLL for (int s = 1; s < KS; s++)
         UNROLL for (int i = 0; i < R; i++)
@@ -148,25 +161,26 @@ __attribute__((noinline)) void micro(i64 K, const float* a, const float* b, i64 
         UNROLL for (int j = 0; j < V; j++) store_first(c + i * tile.c_m + j * W, acc[0][i][j], at_least(tile.n - j * W, 0));
 }
 
-using Micro = void (*)(i64, const float*, const float*, i64, const Tile&);
+using Micro = void (*)(i64, const float*, i64, const float*, i64, const Tile&);
 constexpr int FEW = 3;  // rows of a whole product for which KS > 1; not of a panel, which depends on the number of threads
 struct Micros {
-    Micro of[MR][NV];  // [rows - 1][vectors - 1]
-    Micro few[FEW][NV];
+    Micro of[2][MR][NV];  // [A is rows][rows - 1][vectors - 1]
+    Micro few[2][FEW][NV];
 };
-template <int R>
+template <int R, bool ROWS>
 constexpr void fill(Micros& m) {
-    m.of[R - 1][0] = micro<R, 1, 1>;
-    m.of[R - 1][1] = micro<R, 2, 1>;
+    m.of[ROWS][R - 1][0] = micro<R, 1, 1, ROWS>;
+    m.of[ROWS][R - 1][1] = micro<R, 2, 1, ROWS>;
     if constexpr (R <= FEW) {
-        m.few[R - 1][0] = micro<R, 1, R == 1 ? 4 : 2>;
-        m.few[R - 1][1] = micro<R, 2, R == 1 ? 4 : 2>;
+        m.few[ROWS][R - 1][0] = micro<R, 1, R == 1 ? 4 : 2, ROWS>;
+        m.few[ROWS][R - 1][1] = micro<R, 2, R == 1 ? 4 : 2, ROWS>;
     }
-    if constexpr (R > 1) fill<R - 1>(m);
+    if constexpr (R > 1) fill<R - 1, ROWS>(m);
 }
 constexpr Micros make_micros() {
     Micros m{};
-    fill<MR>(m);
+    fill<MR, false>(m);
+    fill<MR, true>(m);
     return m;
 }
 // constexpr, for code that runs when the library is loaded must not use this instruction set yet
@@ -197,7 +211,6 @@ __attribute__((noinline)) void dots(i64 K, const float* a, i64 a_m, const float*
     for (int i = 0; i < R; i++)
         for (int j = 0; j < S; j++) c[i * c_m + j] = sum_lanes(acc[i][j]) + (bias ? bias[j] : 0.0f);
 }
-
 using Dots = void (*)(i64, const float*, i64, const float*, i64, float*, i64, const float*);
 constexpr Dots DOTS[4][2] = {{dots<1, 1>, dots<1, 4>}, {dots<2, 1>, dots<2, 4>}, {dots<3, 1>, dots<3, 4>}, {dots<4, 1>, dots<4, 4>}};
 
@@ -213,7 +226,8 @@ struct Panels {
 
 // All panels of A against columns n0 .. n1 of packed B for K rows of both; `last` adds what follows the sum.
 struct Sweep {
-    const float* a;  // packed panels, each r * K floats
+    const float* a;  // rows that are a_m apart, or panels of AR * K floats
+    i64 a_m;         // 0: packed
     const float* b;  // packed, at the first of the K rows of panel 0; panels are b_panel apart, rows b_k
     i64 b_panel, b_k;
     i64 n0, n1;
@@ -226,23 +240,22 @@ struct Sweep {
 };
 
 void sweep(const Sweep& s, const Panels& panels, i64 K) {
+    const bool rows = s.a_m > 0;
     for (i64 nb = s.n0; nb < s.n1; nb += NC) {
-        const float* a = s.a;
+        const i64 end = at_most(s.n1, nb + NC);
         for (i64 p = 0; p < panels.count; p++) {
             const int r = panels.rows(p);
+            const float* const a = s.a + (rows ? panels.start(p) * s.a_m : p * AR * K);
             float* const c = s.c + panels.start(p) * s.c_m;
-            const i64 end = at_most(s.n1, nb + NC);
             for (i64 n = nb; n < end; n += NR) {
-                const i64 columns = at_most(NR, s.n1 - n);
-                const Micro kernel = (s.few ? MICRO.few : MICRO.of)[r - 1][columns > W];
-                kernel(K, a, s.b + n / NR * s.b_panel, s.b_k,
-                       {c + n, s.c_m, columns, s.bias ? s.bias + n : nullptr, !s.first});
+                const i64 columns = at_most(NR, end - n);
+                const Micro kernel = s.few ? MICRO.few[rows][r - 1][columns > W] : MICRO.of[rows][r - 1][columns > W];
+                kernel(K, a, s.a_m, s.b + n / NR * s.b_panel, s.b_k, {c + n, s.c_m, columns, s.bias ? s.bias + n : nullptr, !s.first});
             }
             if (s.last && (s.residual || s.activation != NONE)) {
                 const float* residual = s.residual ? s.residual + panels.start(p) * s.residual_m + nb : nullptr;
                 finish(c + nb, s.c_m, residual, s.residual_m, r, end - nb, s.activation);
             }
-            a += r * K;
         }
     }
 }
@@ -303,13 +316,22 @@ void gemm_task(void* context, i64 index) {
     for (i64 block = 0; block < blocks; block++) {
         const i64 kb = k0 + (k1 - k0) * block / blocks, kc = k0 + (k1 - k0) * (block + 1) / blocks - kb;
         const float* a = g.a + m0 * g.a_m + kb * g.a_k;
-        if (m1 - m0 > 1 || g.a_k != 1) {
-            float* const to = scratch(SLOT_A, (m1 - m0) * kc + W);
-            for (i64 p = 0; p < panels.count; p++) pack_a(a + panels.start(p) * g.a_m, g.a_m, g.a_k, panels.rows(p), kc, to + panels.start(p) * kc);
+        i64 a_m = g.a_m;
+        if (g.a_k == 1 && a_m > 0 && (a_m * 4 % 2048 != 0 || m1 - m0 == 1)) {
+        } else if (g.a_k == 1) {
+            a_m = row_distance(kc);
+            float* const to = scratch(SLOT_A, (m1 - m0) * a_m + W);
+            for (i64 i = 0; i < m1 - m0; i++) copy_run(a + i * g.a_m, kc, to + i * a_m);
+            a = to;
+        } else {
+            a_m = 0;
+            float* const to = scratch(SLOT_A, panels.count * AR * kc);
+            for (i64 p = 0; p < panels.count; p++)
+                pack_a(a + panels.start(p) * g.a_m, g.a_m, g.a_k, panels.rows(p), kc, to + p * AR * kc);
             a = to;
         }
         Sweep s{};
-        s.a = a;
+        s.a = a, s.a_m = a_m;
         s.n0 = n0, s.n1 = n1;
         s.first = block == 0, s.last = block + 1 == blocks && !split;
         s.c = split ? job.parts + ki * g.M * g.N + m0 * g.N : g.c + m0 * g.c_m;
