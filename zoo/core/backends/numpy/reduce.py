@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from zoo.core.dtype import HALVES, bool_, float32, int32
+from zoo.core.prims.reduce import count
 
 
 def _axis(axis: Any) -> Any:
@@ -12,17 +13,19 @@ def _axis(axis: Any) -> Any:
 
 
 def sum_(b: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
-    d = x.dtype
+    """By the ufunc itself: x.sum() is Python code of numpy's, whose overflow warnings would reach the user."""
+    d, add = x.dtype, b.xp.add
     if d in HALVES:
-        return x.astype(float32).sum(axis=_axis(axis), keepdims=keepdims).astype(d)
-    return x.sum(axis=_axis(axis), keepdims=keepdims, dtype=int32 if d == bool_ else d)
+        return add.reduce(x.astype(float32), axis=_axis(axis), keepdims=keepdims).astype(d)
+    return add.reduce(x, axis=_axis(axis), keepdims=keepdims, dtype=int32 if d == bool_ else d)
 
 
 def mean(b: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
     if x.size == 0:
         return NotImplemented  # numpy warns about an empty mean; the body gives NaN quietly
     wide = x.astype(float32) if x.dtype in HALVES else x
-    return wide.mean(axis=_axis(axis), keepdims=keepdims).astype(x.dtype)
+    total = b.xp.add.reduce(wide, axis=_axis(axis), keepdims=keepdims)
+    return (total / float(count(x.shape, axis))).astype(x.dtype)
 
 
 def max_(b: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
