@@ -14,6 +14,13 @@ settings.register_profile("zoo", deadline=None, derandomize=True, max_examples=6
 settings.load_profile("zoo")
 
 
+def pytest_configure(config: Any) -> None:
+    """pytest sets the warning filters anew for each test: zoo's own, of infinities and NaN in kernels, is repeated here,
+    and what it does not cover would reach users, so it is an error."""
+    config.addinivalue_line("filterwarnings", "error::RuntimeWarning")
+    config.addinivalue_line("filterwarnings", r"ignore::RuntimeWarning:zoo\.core\.backends\.numpy")
+
+
 def pytest_report_header(config: Any) -> str:
     usable, missing = device_names()
     absent = "".join(f"; no {name}" for name in missing)
