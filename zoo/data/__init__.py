@@ -1,0 +1,1 @@
+"""Reading the data sets and files that models are trained on and run on."""
