@@ -74,13 +74,14 @@ def weights_dir() -> Path:
         return Path(chosen).expanduser()
     if (root := checkout()) is not None:
         return root / "weights"
-    return _cache_dir()
+    return cache_dir("weights")
 
 
-def _cache_dir() -> Path:
+def cache_dir(what: str) -> Path:
+    """This user's directory for what was fetched: "weights", or the name of a data set."""
     from platformdirs import user_cache_path
 
-    return user_cache_path(PROJECT, appauthor=False) / "weights"
+    return user_cache_path(PROJECT, appauthor=False) / what
 
 
 def search_path() -> list[Path]:
@@ -88,7 +89,7 @@ def search_path() -> list[Path]:
     candidates = [weights_dir()]
     if (root := checkout()) is not None:
         candidates.append(root / "weights")
-    candidates += [_cache_dir(), Path(__file__).resolve().parents[1] / "_shipped"]
+    candidates += [cache_dir("weights"), Path(__file__).resolve().parents[1] / "_shipped"]
     return [path for path in dict.fromkeys(candidates) if path.is_dir()]
 
 

@@ -1,4 +1,4 @@
-"""Small random changes of training pictures, so that the network learns digits and not these 50,000 drawings of them."""
+"""Small random changes of training pictures, so that the network learns digits, not 50,000 drawings of them."""
 
 from __future__ import annotations
 

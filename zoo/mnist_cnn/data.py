@@ -104,9 +104,9 @@ def read_pair(images: Path, labels: Path) -> Split:
 
 def cached() -> Path:
     """Where the published files are kept for this user."""
-    from platformdirs import user_cache_path
+    from zoo.hub.refs import cache_dir
 
-    return user_cache_path("zoo", appauthor=False) / "data" / "mnist"
+    return cache_dir("mnist")
 
 
 def fetch(directory: str | os.PathLike[str], *, test: bool = True, progress: Callable[..., None] | None = None) -> None:
@@ -114,7 +114,7 @@ def fetch(directory: str | os.PathLike[str], *, test: bool = True, progress: Cal
 
     Files that are there already, plain or .gz, are kept.
     """
-    from zoo.hub.download import fetch as fetch_file  # the only thing here that needs the hub
+    from zoo.hub.download import fetch as fetch_file
 
     for name, (size, sha256) in PUBLISHED.items():
         if (test or name not in (TEST_IMAGES, TEST_LABELS)) and _find(directory, name) is None:

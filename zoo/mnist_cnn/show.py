@@ -11,8 +11,8 @@ RUNNERS_UP = 2
 
 
 def picture(seen: np.ndarray, indent: str = "  ") -> str:
-    """A picture (h, w), 0 to 1, as text of w columns and h / 2 rows: a character is twice as high as wide, so it shows two
-    pixels, as one shade, or as its upper or lower half where they differ."""
+    """A picture (h, w), 0 to 1, as text of w columns and h / 2 rows: a character is twice as high as wide, so it shows
+    two pixels, as one shade, or as its upper or lower half where they differ."""
     levels = np.rint(np.clip(seen, 0, 1) * (len(SHADES) - 1)).astype(int)
     lines = []
     for upper, lower in zip(levels[0::2], levels[1::2], strict=True):
