@@ -35,7 +35,7 @@ def test_without_a_checkout_the_cache(weights, monkeypatch, tmp_path):
     monkeypatch.delenv("ZOO_WEIGHTS")
     monkeypatch.setattr(refs, "__file__", str(tmp_path / "site-packages" / "zoo" / "hub" / "refs.py"))
     (Path.cwd() / "pyproject.toml").write_text('[project]\nname = "another"\n')
-    assert refs.weights_dir() == refs._cache_dir() and refs.weights_dir().is_relative_to(tmp_path / "cache")
+    assert refs.weights_dir() == refs.cache_dir("weights") and refs.weights_dir().is_relative_to(tmp_path / "cache")
 
 
 def test_what_ships_in_an_installed_package_is_found(weights, monkeypatch, tmp_path):

@@ -56,7 +56,7 @@ def run(port: Port, described: Described, values: dict[str, Any]) -> None:
         )
         given = {"seed": values["seed"], "device": device, "quiet": values["quiet"], "progress": console.progress}
         arguments = {name: values[name] for name in described.names} | {name: given[name] for name in described.wanted}
-        for result in results_of(port.run(model, **arguments)):
+        for result in results_of(port.run(model.prepare(), **arguments)):
             console.result(result)
         console.document({"model": port.name, "weights": shown, "device": device.name})
         console.say(f"  {watch}")
