@@ -15,8 +15,8 @@ settings.load_profile("zoo")
 
 
 def pytest_configure(config: Any) -> None:
-    """pytest sets the warning filters anew for each test: zoo's own, of infinities and NaN in kernels, is repeated here,
-    and what it does not cover would reach users, so it is an error."""
+    """pytest sets the warning filters anew for each test: zoo's own, of infinities and NaN in kernels, is repeated
+    here; what it does not cover would reach users, so it is an error."""
     config.addinivalue_line("filterwarnings", "error::RuntimeWarning")
     config.addinivalue_line("filterwarnings", r"ignore::RuntimeWarning:zoo\.core\.backends\.numpy")
 
