@@ -238,14 +238,14 @@ def split(x: Tensor, sizes: int | Sequence[int], *, axis: int = -1) -> list[Tens
     n = x.shape[axis]
     if isinstance(sizes, int):
         if sizes < 1 or n % sizes:
-            raise ShapeError(
-                f"axis {axis} of {x.shape} does not divide by {sizes}", what="split into equal pieces failed"
-            )
+            raise ShapeError(f"axis {axis} of {x.shape} does not divide by {sizes}", what="split cannot be done")
         sizes = [n // sizes] * sizes
     pieces, at = [], 0
     for size in sizes:
         pieces.append(x[(slice(None),) * axis + (slice(at, at + size),)])
         at += size
+    if at != n:
+        raise ShapeError(f"sizes {sizes} add up to {at}, axis {axis} has {n}", what="split cannot be done")
     return pieces
 
 

@@ -249,12 +249,16 @@ def tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
     if isinstance(data, Tensor):
         moved = data.to(device)
         return moved if dtype is None else moved.astype(dtype)
-    array = np.array(data) if not isinstance(data, np.ndarray) else data
-    wanted = _dtype(dtype) if dtype is not None else None
-    if wanted is None and not isinstance(data, np.ndarray | np.generic):
-        wanted = {"f": float32, "i": int32}.get(array.dtype.kind)
-    array = array.astype(wanted) if wanted is not None else array.copy() if array is data else array
-    return Tensor(_root(device).from_host(np.asarray(array, dtype=_dtype(array.dtype))), device)
+    try:
+        array = np.array(data)  # a copy: who made the data may write to it again
+    except ValueError as e:
+        raise ShapeError(str(e), "Lists must be of one length on each axis.", what="this is not a tensor") from None
+    wanted = _dtype(dtype if dtype is not None else array.dtype.newbyteorder("="))
+    if dtype is None and not isinstance(data, np.ndarray | np.generic):
+        wanted = {"f": float32, "i": int32}.get(array.dtype.kind, wanted)
+        if wanted == int32 and (array.astype(int32) != array).any():
+            raise DtypeError("an integer is beyond int32", "Say which dtype: zoo.tensor(x, 'int64').", what="tensor")
+    return Tensor(_root(device).from_host(array.astype(wanted, copy=False)), device)
 
 
 _dtype = dtype
@@ -269,7 +273,12 @@ def from_dlpack(x: Any, device: Any = None) -> Tensor:
     if int(kind) in (2, 13):  # kDLCUDA, kDLCUDAManaged
         found = device_of(f"cuda:{index}")
         return Tensor(found.xp.from_dlpack(x), found)
-    return Tensor(np.from_dlpack(x), device_of(device))
+    try:
+        array = np.from_dlpack(x)
+    except (BufferError, RuntimeError, TypeError) as e:
+        raise DtypeError(str(e), "Cast or detach it first.", what="this memory cannot be shared") from None
+    device = device_of(device)
+    return Tensor(_root(device).from_host(np.asarray(array, _dtype(array.dtype))), device)
 
 
 def _exported(x: Tensor) -> Any:
@@ -341,6 +350,8 @@ def bind(prim: Prim, *args: Any, device: Any = None, **attrs: Any) -> Any:
         if e.obj is not None:
             raise
         raise DtypeError("argument is None", "Leave out only what the op says may be None.", what=prim.name) from None
+    except OverflowError as e:  # a Python number that the dtype it meets cannot hold
+        raise DtypeError(str(e), "Cast the tensor to a wider dtype first.", what=prim.name) from None
     return tuple(Tensor(y, device) for y in out) if type(out) is tuple else Tensor(out, device)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -83,6 +84,12 @@ def reduced(shape: Shape, axes: Shape, keepdims: bool) -> Shape:
     return tuple(n for i, n in enumerate(shape) if i not in axes)
 
 
+def representable(value: Any, dtype: np.dtype) -> None:
+    """Integers and bool have no infinities and no NaN."""
+    if isinstance(value, float) and not math.isfinite(value) and not is_float(dtype):
+        raise DtypeError(f"{dtype.name} cannot hold {value}", "Use a float dtype, or a finite number.")
+
+
 def same_dtype(*args: Any) -> None:
     dtypes = {a.dtype for a in args if hasattr(a, "dtype")}
     if len(dtypes) > 1:
@@ -101,5 +108,5 @@ def need_ndim(what: str, x: Any, ndim: int, layout: str) -> None:
 
 __all__ = [
     "FLOATS", "Meta", "Shape", "axes_tuple", "axis_index", "broadcast", "elementwise", "floats", "int32", "integers",
-    "like", "need_ndim", "need_shape", "reduced", "same_dtype",
+    "like", "need_ndim", "need_shape", "reduced", "representable", "same_dtype",
 ]  # fmt: skip

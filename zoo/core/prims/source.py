@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from zoo.core.dtype import float32, int32
 from zoo.core.errors import ShapeError
 from zoo.core.prim import NO_GRADIENT, Kind, Meta, Prim
+from zoo.core.prims import infer
 
 
 def _made(*, shape: tuple[int, ...], dtype: object = float32, **attrs: object) -> Meta:
@@ -13,10 +16,21 @@ def _made(*, shape: tuple[int, ...], dtype: object = float32, **attrs: object) -
     return Meta(tuple(shape), dtype)  # type: ignore[arg-type]
 
 
+def _full(*, shape: tuple[int, ...], value: float, dtype: Any) -> Meta:
+    infer.representable(value, dtype)
+    return _made(shape=shape, dtype=dtype)
+
+
+def _iota(*, shape: tuple[int, ...], axis: int, dtype: Any) -> Meta:
+    if shape:
+        infer.axis_index(axis, len(shape))
+    return _made(shape=shape, dtype=dtype)
+
+
 SOURCE = [
-    Prim("full", Kind.SOURCE, _made, NO_GRADIENT),
+    Prim("full", Kind.SOURCE, _full, NO_GRADIENT),
     # iota: 0, 1, 2, ... along `axis`, repeated along the others
-    Prim("iota", Kind.SOURCE, _made, NO_GRADIENT, attrs={"axis": 0, "dtype": int32}),
+    Prim("iota", Kind.SOURCE, _iota, NO_GRADIENT, attrs={"axis": 0, "dtype": int32}),
     # counter-based random numbers (zoo/core/random.py): a pure function of seed, offset and position
     Prim("uniform", Kind.SOURCE, _made, NO_GRADIENT),
     Prim("normal", Kind.SOURCE, _made, NO_GRADIENT),

@@ -32,7 +32,7 @@ def _permute_vjp(o: Any, g: Any, x: Any, y: Any, *, axes: tuple[int, ...]) -> An
 
 
 def _expand_infer(x: Any, *, shape: tuple[int, ...]) -> Meta:
-    if infer.broadcast([tuple(x.shape), tuple(shape)]) != tuple(shape):
+    if len(shape) < len(x.shape) or any(n not in (1, m) for n, m in zip(x.shape[::-1], shape[::-1], strict=False)):
         raise ShapeError(f"{tuple(x.shape)} cannot be stretched to {tuple(shape)}", "Only axes of size 1 stretch.")
     return Meta(tuple(shape), x.dtype)
 
@@ -70,6 +70,7 @@ def padded(n: int, lo: int, hi: int, interior: int) -> int:
 def _pad_infer(x: Any, *, pads: Pads, value: float) -> Meta:
     if len(pads) != len(x.shape):
         raise ShapeError(f"{len(pads)} pads for {len(x.shape)} axes", "Give (low, high, interior) for every axis.")
+    infer.representable(value, x.dtype)
     shape = tuple(padded(n, *p) for n, p in zip(x.shape, pads, strict=True))
     if any(n < 0 for n in shape) or any(p[2] < 0 for p in pads):
         raise ShapeError(f"pads {pads} take away more of {tuple(x.shape)} than there is")

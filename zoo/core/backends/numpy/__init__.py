@@ -19,8 +19,8 @@ from zoo.core.prim import Ops, Prim
 Kernel = Callable[..., Any]
 GROUPS = (source, reduce, view, index, contract, quant)
 
-# Infinities and NaN are values here, on every device: what numpy has to say about them in these files is not shown. (Asking
-# numpy itself, by np.errstate around each kernel, costs 1.6 us, as much as a small kernel.)
+# Infinities and NaN are values here, on every device: what numpy has to say about them in these files is not shown.
+# (Asking numpy itself, by np.errstate around each kernel, costs 1.6 us, as much as a small kernel.)
 warnings.filterwarnings("ignore", category=RuntimeWarning, module=__name__.replace(".", r"\."))
 
 
