@@ -95,7 +95,7 @@ def _too_large(why: str) -> DataError:
 
 def _pixels(image: Image.Image) -> np.ndarray:
     """(h, w, 1 or 3) float32, 0 to 1. Transparency is resolved here; see `_over`."""
-    if "transparency" in image.info or image.mode in ("LA", "La", "RGBA", "RGBa", "PA"):
+    if "transparency" in image.info or image.mode in ("LA", "RGBA", "PA"):
         rgba = np.asarray(_small(image.convert("RGBA")), np.float32) / 255
         if rgba[..., 3].min() < 1:
             return _over(rgba[..., :3], rgba[..., 3])
@@ -106,7 +106,8 @@ def _pixels(image: Image.Image) -> np.ndarray:
             raise DataError("", "it holds values that are not numbers", "Save it as an 8-bit image.")
         values = values - min(0.0, float(values.min()))
         most = float(values.max())
-        return values[..., None] / np.float32(next((top for top in (1.0, 255.0, 65535.0) if most <= top), most))
+        scale = 1.0 if most <= 1 else 255.0 if most <= 255 else 65535.0 if most <= 65535 else most
+        return values[..., None] / scale
     if image.mode in ("1", "L"):
         return np.asarray(_small(image.convert("L")), np.float32)[..., None] / 255
     return np.asarray(_small(image.convert("RGB")), np.float32) / 255
