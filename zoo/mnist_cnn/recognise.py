@@ -18,11 +18,13 @@ SAMPLES = Path(__file__).parent / "samples"
 
 @dataclass(frozen=True)
 class Prediction:
-    """A recognised digit: the file, the probabilities of 0 to 9, and the 28x28 picture that the network saw."""
+    """A recognised digit: the file, the probabilities of 0 to 9, the 28x28 picture that the network saw, and whether the
+    file is one of several, so that its result needs its name."""
 
     file: str
     probabilities: list[float]
     seen: np.ndarray
+    among_others: bool = False
 
     @property
     def digit(self) -> int:
@@ -39,7 +41,7 @@ class Prediction:
     def __str__(self) -> str:
         from zoo.mnist_cnn.show import bars
 
-        return bars(self.probabilities)
+        return bars(self.probabilities) + (f"   {self.file}" if self.among_others else "")
 
 
 def run(model: MnistCNN, images: list[Path] | None = None) -> Iterator[Prediction]:
@@ -50,8 +52,9 @@ def run(model: MnistCNN, images: list[Path] | None = None) -> Iterator[Predictio
     """
     from zoo.mnist_cnn.image import read
 
-    for file in images or sorted(SAMPLES.glob("*.png")):
+    files = images or sorted(SAMPLES.glob("*.png"))
+    for file in files:
         seen = read(file)
         pictures = Tensor(model.device.from_host(seen[None]), model.device)
         probabilities = ops.softmax(model(pictures)).numpy()[0]
-        yield Prediction(str(file), [float(p) for p in probabilities], seen)
+        yield Prediction(str(file), [float(p) for p in probabilities], seen, len(files) > 1)
