@@ -36,7 +36,7 @@ _NAMES = {d.name: d for d in ALL} | _SHORT
 def dtype(name: str | np.dtype | type) -> np.dtype:
     """The dtype called `name` ("float32", "f32", numpy's own types too).  Raises DtypeError for one the zoo has not."""
     found = _NAMES.get(name) if isinstance(name, str) else np.dtype(name)
-    if found not in ALL:
+    if found is None or found not in ALL:  # numpy would take None for float64
         raise DtypeError("", "Known: " + ", ".join(d.name for d in ALL), what=f"unknown dtype {name!r}")
     return found
 

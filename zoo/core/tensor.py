@@ -195,7 +195,9 @@ class Tensor:
         return bind(TABLE["remainder"], self, other)
 
     def __pow__(self, other: Any) -> Tensor:
-        return bind(TABLE["square"], self) if other == 2 else bind(TABLE["pow"], self, other)
+        if isinstance(other, _NUMBERS) and other == 2:
+            return bind(TABLE["square"], self)
+        return bind(TABLE["pow"], self, other)
 
     def __radd__(self, other: Any) -> Tensor:
         return bind(TABLE["add"], other, self)
@@ -208,6 +210,9 @@ class Tensor:
 
     def __rtruediv__(self, other: Any) -> Tensor:
         return bind(TABLE["div"], other, self)
+
+    def __rmod__(self, other: Any) -> Tensor:
+        return bind(TABLE["remainder"], other, self)
 
     def __rpow__(self, other: Any) -> Tensor:
         return bind(TABLE["pow"], other, self)
