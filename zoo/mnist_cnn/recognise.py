@@ -18,13 +18,14 @@ SAMPLES = Path(__file__).parent / "samples"
 
 @dataclass(frozen=True)
 class Prediction:
-    """A recognised digit: the file, the probabilities of 0 to 9, the 28x28 picture that the network saw, and whether the
-    file is one of several, so that its result needs its name."""
+    """A recognised digit: the file, the probabilities of 0 to 9, the 28x28 picture that the network saw; what the file is
+    called on the terminal, and whether it is one of several, so that its result needs the name."""
 
     file: str
     probabilities: list[float]
     seen: np.ndarray
-    among_others: bool = False
+    shown: str
+    among_others: bool
 
     @property
     def digit(self) -> int:
@@ -36,12 +37,12 @@ class Prediction:
     def preview(self) -> str:
         from zoo.mnist_cnn.show import picture
 
-        return f"{self.file}\n{picture(self.seen)}"
+        return f"{self.shown}\n{picture(self.seen)}"
 
     def __str__(self) -> str:
         from zoo.mnist_cnn.show import bars
 
-        return bars(self.probabilities) + (f"   {self.file}" if self.among_others else "")
+        return bars(self.probabilities) + (f"   {self.shown}" if self.among_others else "")
 
 
 def run(model: MnistCNN, images: list[Path] | None = None) -> Iterator[Prediction]:
@@ -57,4 +58,5 @@ def run(model: MnistCNN, images: list[Path] | None = None) -> Iterator[Predictio
         seen = read(file)
         pictures = Tensor(model.device.from_host(seen[None]), model.device)
         probabilities = ops.softmax(model(pictures)).numpy()[0]
-        yield Prediction(str(file), [float(p) for p in probabilities], seen, len(files) > 1)
+        shown = str(file) if images else file.name
+        yield Prediction(str(file), [float(p) for p in probabilities], seen, shown, len(files) > 1)
