@@ -123,7 +123,7 @@ void gemm(nb::handle a_, nb::handle b_, nb::handle out_, nb::handle bias, nb::ha
     }
     const After after(bias, residual, activation, g.N, out);
     check(nd == 2 || !(after.bias || after.residual || activation), "bias, residual and activation need two axes");
-    g.bias = after.bias.data, g.residual = after.residual.data, g.residual_m = g.N, g.activation = activation;
+    g.bias = after.bias.data, g.residual = after.residual.data, g.activation = activation;
     run(zoo::kernels().gemm, g);
 }
 
@@ -167,7 +167,6 @@ void conv(nb::handle x_, nb::handle w_, nb::handle out_, nb::handle bias, nb::ha
     const auto unit = [](i64 size, i64 stride) { return size == 1 || stride == 1; };
     c.k_major = !packed && groups == 1 && !flip && unit(c.batch, c.x_stride[0]) && unit(c.outputs, c.w_stride[0]) &&
                 (c.x_stride[3] != 1 || (c.channels == 1 && c.batch > 1));
-    check(c.k_major || unit(c.channels, c.x_stride[3]), "the channels of x must be contiguous");
     const After after(bias, residual, activation, c.outputs, out);
     c.bias = after.bias.data, c.residual = after.residual.data, c.activation = activation;
     run(zoo::kernels().conv, c);

@@ -109,10 +109,19 @@ struct Tile {
     bool add;
 };
 
-// R x (V * W) tile over K. A is rows that are a_m apart (ROWS) or packed [K][AR]; B has rows of stride b_k (NR where it is packed).
+// The K of one pass: `count` segments of `length` numbers, found in A at these offsets and in B one after the other. One
+// segment for a product; for a convolution one for each kernel row, so that A is the picture itself.
+struct Depth {
+    i64 count, length;
+    const i64* offsets;
+    i64 total() const { return count * length; }
+};
+constexpr i64 NO_OFFSET[1] = {0};
+
+// R x (V * W) tile. A is rows that are a_m apart (ROWS) or packed [K][AR]; B has rows of stride b_k (NR where it is packed).
 // KS sets of accumulators over k hide the latency of the FMA where there are few rows.
 template <int R, int V, int KS, bool ROWS>
-__attribute__((noinline)) void micro(i64 K, const float* a, i64 a_m, const float* b, i64 b_k, const Tile& tile) {
+__attribute__((noinline)) void micro(const Depth& depth, const float* a, i64 a_m, const float* b, i64 b_k, const Tile& tile) {
     vf acc[KS][R][V] = {};
     float* const c = tile.c;
     if (tile.add) {
@@ -126,7 +135,6 @@ __attribute__((noinline)) void micro(i64 K, const float* a, i64 a_m, const float
     }
     constexpr int POINTERS = ROWS ? (R + 2) / 3 : 1, STEP = KS > 1 ? KS : 4;
     const float* at[POINTERS];  // three rows share a pointer, since 14 would not fit the registers
-    UNROLL for (int p = 0; p < POINTERS; p++) at[p] = a + 3 * p * a_m;
     const auto step = [&](int s, vf (&sum)[R][V]) INLINE_LAMBDA {
         vf w[V];
         UNROLL for (int j = 0; j < V; j++) w[j] = load(b + s * b_k + j * W);
@@ -142,17 +150,20 @@ __attribute__((noinline)) void micro(i64 K, const float* a, i64 a_m, const float
             asm("" : "+r"(at[p]));  // or the compiler makes a pointer of every row again, and spills
         }
     };
-    i64 k = 0;
-    for (; k + STEP <= K; k += STEP) {
-        UNROLL for (int s = 0; s < STEP; s++) {
-            UNROLL for (int j = 0; j < V * W; j += 16) __builtin_prefetch(b + (32 + s) * b_k + j);  // 32 rows ahead: +6 %
-            step(s, acc[KS > 1 ? s : 0]);
+    for (i64 segment = 0; segment < depth.count; segment++) {
+        UNROLL for (int p = 0; p < POINTERS; p++) at[p] = a + depth.offsets[segment] + 3 * p * a_m;
+        i64 k = 0;
+        for (; k + STEP <= depth.length; k += STEP) {
+            UNROLL for (int s = 0; s < STEP; s++) {
+                UNROLL for (int j = 0; j < V * W; j += 16) __builtin_prefetch(b + (32 + s) * b_k + j);  // 32 rows ahead: +6 %
+                step(s, acc[KS > 1 ? s : 0]);
+            }
+            advance(STEP);
         }
-        advance(STEP);
-    }
-    for (; k < K; k++) {
-        step(0, acc[0]);
-        advance(1);
+        for (; k < depth.length; k++) {
+            step(0, acc[0]);
+            advance(1);
+        }
     }
     UNROLL for (int s = 1; s < KS; s++)
         UNROLL for (int i = 0; i < R; i++)
@@ -161,7 +172,7 @@ __attribute__((noinline)) void micro(i64 K, const float* a, i64 a_m, const float
         UNROLL for (int j = 0; j < V; j++) store_first(c + i * tile.c_m + j * W, acc[0][i][j], at_least(tile.n - j * W, 0));
 }
 
-using Micro = void (*)(i64, const float*, i64, const float*, i64, const Tile&);
+using Micro = void (*)(const Depth&, const float*, i64, const float*, i64, const Tile&);
 constexpr int FEW = 3;  // rows of a whole product for which KS > 1; not of a panel, which depends on the number of threads
 struct Micros {
     Micro of[2][MR][NV];  // [A is rows][rows - 1][vectors - 1]
@@ -224,38 +235,41 @@ struct Panels {
     int rows(i64 p) const { return (int)(base + (p < longer)); }
 };
 
-// All panels of A against columns n0 .. n1 of packed B for K rows of both; `last` adds what follows the sum.
-struct Sweep {
-    const float* a;  // rows that are a_m apart, or panels of AR * K floats
-    i64 a_m;         // 0: packed
-    const float* b;  // packed, at the first of the K rows of panel 0; panels are b_panel apart, rows b_k
-    i64 b_panel, b_k;
-    i64 n0, n1;
+// One panel of A and where its product goes.
+struct Rows {
+    int count;
+    const float* a;
+    i64 a_m;  // distance of its rows; 0: packed
     float* c;
-    i64 c_m;
-    const float *bias, *residual;
-    i64 residual_m;
-    int activation;
-    bool first, last, few;
+    const float* residual;
 };
 
-void sweep(const Sweep& s, const Panels& panels, i64 K) {
-    const bool rows = s.a_m > 0;
+// What all panels of a sweep share: columns n0 .. n1 of packed B, the same depth, what follows the sum if this is its `last` part.
+struct Sweep {
+    const float* b;  // first of the rows of panel 0; panels are b_panel apart, rows b_k
+    i64 b_panel, b_k;
+    i64 n0, n1;
+    i64 c_m;  // of the residual too
+    const float* bias;
+    int activation;
+    bool first, last;
+    bool few;  // the whole product has at most FEW rows
+};
+
+template <class PanelAt>
+void sweep(const Sweep& s, const Depth& depth, i64 panels, const PanelAt& panel_at) {
     for (i64 nb = s.n0; nb < s.n1; nb += NC) {
         const i64 end = at_most(s.n1, nb + NC);
-        for (i64 p = 0; p < panels.count; p++) {
-            const int r = panels.rows(p);
-            const float* const a = s.a + (rows ? panels.start(p) * s.a_m : p * AR * K);
-            float* const c = s.c + panels.start(p) * s.c_m;
+        for (i64 p = 0; p < panels; p++) {
+            const Rows rows = panel_at(p);
             for (i64 n = nb; n < end; n += NR) {
                 const i64 columns = at_most(NR, end - n);
-                const Micro kernel = s.few ? MICRO.few[rows][r - 1][columns > W] : MICRO.of[rows][r - 1][columns > W];
-                kernel(K, a, s.a_m, s.b + n / NR * s.b_panel, s.b_k, {c + n, s.c_m, columns, s.bias ? s.bias + n : nullptr, !s.first});
+                const auto& kernels = s.few ? MICRO.few[rows.a_m > 0][rows.count - 1] : MICRO.of[rows.a_m > 0][rows.count - 1];
+                const Tile tile{rows.c + n, s.c_m, columns, s.bias ? s.bias + n : nullptr, !s.first};
+                kernels[columns > W](depth, rows.a, rows.a_m, s.b + n / NR * s.b_panel, s.b_k, tile);
             }
-            if (s.last && (s.residual || s.activation != NONE)) {
-                const float* residual = s.residual ? s.residual + panels.start(p) * s.residual_m + nb : nullptr;
-                finish(c + nb, s.c_m, residual, s.residual_m, r, end - nb, s.activation);
-            }
+            if (s.last && (rows.residual || s.activation != NONE))
+                finish(rows.c + nb, s.c_m, rows.residual ? rows.residual + nb : nullptr, s.c_m, rows.count, end - nb, s.activation);
         }
     }
 }
@@ -331,28 +345,32 @@ void gemm_task(void* context, i64 index) {
             a = to;
         }
         Sweep s{};
-        s.a = a, s.a_m = a_m;
         s.n0 = n0, s.n1 = n1;
         s.first = block == 0, s.last = block + 1 == blocks && !split;
-        s.c = split ? job.parts + ki * g.M * g.N + m0 * g.N : g.c + m0 * g.c_m;
+        float* const c = split ? job.parts + (ki * g.M + m0) * g.N : g.c + m0 * g.c_m;
         s.c_m = split ? g.N : g.c_m;
         s.bias = split ? nullptr : g.bias;
-        s.residual = g.residual ? g.residual + m0 * g.residual_m : nullptr;
-        s.residual_m = g.residual_m, s.activation = g.activation;
+        s.activation = g.activation;
         s.few = g.M <= FEW;
+        const auto panel_at = [&](i64 p) {
+            const i64 row = panels.start(p);
+            const float* const residual = g.residual && !split ? g.residual + (m0 + row) * g.c_m : nullptr;
+            return Rows{panels.rows(p), a + (a_m ? row * a_m : p * AR * kc), a_m, c + row * s.c_m, residual};
+        };
+        const Depth depth{1, kc, NO_OFFSET};
         if (job.packed) {
             s.b = job.packed + kb * NR, s.b_panel = g.K * NR, s.b_k = NR;
-            sweep(s, panels, kc);
+            sweep(s, depth, panels.count, panel_at);
         } else {  // B's own rows, and its last, partial panel from a packed copy
             s.b = g.b + kb * g.b_k, s.b_panel = NR, s.b_k = g.b_k;
             s.n1 = n1 / NR * NR;
-            sweep(s, panels, kc);
+            sweep(s, depth, panels.count, panel_at);
             if (n1 % NR) {
                 float* const to = scratch(SLOT_X, kc * NR);
                 pack_panel(g.b + kb * g.b_k + s.n1, g.b_k, 1, n1 - s.n1, kc, to);
                 s.b = to, s.b_panel = 0, s.b_k = NR;
                 s.n0 = s.n1, s.n1 = n1;
-                sweep(s, panels, kc);
+                sweep(s, depth, panels.count, panel_at);
             }
         }
     }
@@ -377,7 +395,7 @@ void dots_task(void* context, i64 index) {
         n += columns;
     }
     if (g.residual || g.activation != NONE)
-        finish(g.c + n0, g.c_m, g.residual ? g.residual + n0 : nullptr, g.residual_m, g.M, n1 - n0, g.activation);
+        finish(g.c + n0, g.c_m, g.residual ? g.residual + n0 : nullptr, g.c_m, g.M, n1 - n0, g.activation);
 }
 
 void gemm_one(const Gemm& g) {
@@ -395,7 +413,7 @@ void gemm_one(const Gemm& g) {
     if (job.split.k > 1) job.parts = scratch(SLOT_C, job.split.k * g.M * g.N);
     parallel(job.split.m * job.split.n * job.split.k, gemm_task, &job);
     if (job.split.k > 1)
-        add_parts(job.parts, job.split.k, g.M * g.N, g.M, g.N, g.c, g.c_m, g.bias, g.residual, g.residual_m, g.activation);
+        add_parts(job.parts, job.split.k, g.M * g.N, g.M, g.N, g.c, g.c_m, g.bias, g.residual, g.c_m, g.activation);
 }
 
 void gemm(const Gemm& g) {

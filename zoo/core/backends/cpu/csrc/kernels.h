@@ -24,8 +24,7 @@ struct Gemm {
     float* c;             // rows of N contiguous elements
     i64 c_m;
     const float* bias;      // [N] or null
-    const float* residual;  // rows of N contiguous elements, or null
-    i64 residual_m;
+    const float* residual;  // laid out as c, or null
     int activation;
     // batch axes, outermost first; the strides of a and b may be 0 (broadcast); c is contiguous over them
     int axes;
