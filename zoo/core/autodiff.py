@@ -20,7 +20,7 @@ from zoo.core.dtype import is_float
 from zoo.core.errors import NotDifferentiable, ShapeError, ZooError
 from zoo.core.prim import NO_GRADIENT, Kind, Meta, Ops, Prim
 from zoo.core.prims.view import sum_to
-from zoo.core.tensor import Tensor
+from zoo.core.tensor import Tensor, meet
 
 _ticks = itertools.count()
 
@@ -93,6 +93,8 @@ class Autodiff:
             else:
                 values.append(a)
                 parents.append(None)
+        if attrs.get("donate"):  # that memory may be kept for a gradient
+            attrs = {**attrs, "donate": False}
         out = self.inner.bind(prim, values, attrs)
         if not tracked or prim.vjp is NO_GRADIENT:
             return out
@@ -136,7 +138,10 @@ class Autodiff:
                 raise ShapeError(
                     f"it is {gradient.shape}, the value {y.shape}", what="the gradient given has the wrong shape"
                 )
+            meet(self, gradient.device)
             seed = self.value(gradient.handle)
+            if seed.dtype != y.dtype:
+                seed = self.inner.ops.cast(seed, dtype=y.dtype)
         if not (type(y.handle) is Var and y.handle.owner is self):
             raise NotDifferentiable(
                 "this value does not depend on any variable",
