@@ -105,7 +105,7 @@ void conv_task(void* context, i64 index) {
             s.first = block == 0, s.last = block + 1 == blocks;
             const auto rows_at = [&](i64 pixel, int count, const float* a, i64 a_m) {
                 const i64 at = (row * c.out[1] + pixel) * c.outputs + group * outputs;
-                return Rows{count, a, a_m, c.y + at, c.residual ? c.residual + at : nullptr};
+                return Rows{count, true, a, a_m, c.y + at, c.residual ? c.residual + at : nullptr};
             };
             if (gather) {
                 const i64 pixels = (end - row) * c.out[1], a_m = row_distance(depth.total());
@@ -155,93 +155,98 @@ void pack_conv(const Conv& c, float* packed) {
 // ---- the gradient for the weights
 // y[i, p, q, o] = sum over n, h, w of x[n, h*d + p*s, w*d + q*s, i] * g[n, h, w, o]: a product with few rows (p, q, i) and columns
 // (o) and a very long K = (n, h, w). Here x arrives as (i, H, W, n) and g as (o, h, w, n), permuted views in which i and o are
-// contiguous: both factors are already the [K][row] that packing would make, so packing is copying runs. K is split into parts
-// that are summed in the order of the parts.
+// contiguous: columns of A are neighbours in x. They are read in place where a panel's rows are one run in x, else packed.
+// K is split into parts, which are summed in their order.
 
-// The rows of a panel as runs of neighbours in memory.
-struct Runs {
-    int count = 0;
-    i64 start[MR], length[MR];
-    void add(i64 at) {
-        if (count && at == start[count - 1] + length[count - 1]) {
-            length[count - 1]++;
-        } else {
-            start[count] = at, length[count++] = 1;
-        }
+constexpr i64 BLOCK = KC / 2;
+
+struct KMajorJob {
+    const Conv* c;
+    const float* x;
+    i64 x_stride[3];  // n, h, w
+    i64 rows, run;    // rows of A, and how many of them are neighbours in x
+    i64 parts, m;
+    float* sums;
+    i64 at(i64 row) const {
+        const i64 pixel = row / c->batch, p = pixel / c->out[1], q = pixel % c->out[1];
+        return p * c->stride[0] * x_stride[1] + q * c->stride[1] * x_stride[2] + row % c->batch;
     }
 };
 
-// A packed panel whose rows are COUNT runs in x (0: as many as there are), at an offset of their own for each k.
+// A packed panel of rows that are COUNT runs in x (0: `count`), at an offset of their own for each k.  Writes up to W - 1 floats
+// past the end.
 template <int COUNT>
-void pack_runs(const float* x, const i64* offsets, i64 K, const Runs& runs, float* to) {
-    const int count = COUNT ? COUNT : runs.count;
-    i64 start[MR], length[MR];
-    for (int i = 0; i < count; i++) start[i] = runs.start[i], length[i] = runs.length[i];
+void pack_runs(const float* x, const i64* offsets, i64 K, const i64* start, const i64* length, int count, float* to) {
     for (i64 k = 0; k < K; k++, to += AR) {
         float* out = to;
         UNROLL for (int run = 0; run < (COUNT ? COUNT : count); out += length[run++])
             for (i64 i = 0; i < length[run]; i += W) store(out + i, load_first(x + offsets[k] + start[run] + i, length[run] - i));
     }
 }
-// Writes up to W - 1 floats past the end.
-constexpr void (*PACK_RUNS[])(const float*, const i64*, i64, const Runs&, float*) = {pack_runs<0>, pack_runs<1>, pack_runs<2>, pack_runs<3>};
-INLINE void pack_runs(const float* x, const i64* offsets, i64 K, const Runs& runs, float* to) {
-    PACK_RUNS[runs.count <= 3 ? runs.count : 0](x, offsets, K, runs, to);
-}
-
-struct KMajorJob {
-    const Conv* c;
-    const float* x;
-    i64 x_stride[3];  // n, h, w
-    i64 rows, parts, m;
-    float* sums;
-};
+constexpr void (*PACK_RUNS[])(const float*, const i64*, i64, const i64*, const i64*, int, float*) = {pack_runs<0>, pack_runs<1>, pack_runs<2>, pack_runs<3>};
 
 void k_major_task(void* context, i64 index) {
     const KMajorJob& job = *static_cast<const KMajorJob*>(context);
     const Conv& c = *job.c;
-    constexpr i64 BLOCK = KC / 2;
-    const i64 part = index % job.parts, mi = index / job.parts, K = c.channels * c.kernel[0] * c.kernel[1];
-    const i64 m0 = job.rows * mi / job.m, m1 = job.rows * (mi + 1) / job.m;
-    const i64 k0 = K * part / job.parts, k1 = K * (part + 1) / job.parts, panels_n = divide_up(c.outputs, NR);
-    const Panels panels(m1 - m0);
+    const i64 part = index % job.parts, mi = index / job.parts, line = c.kernel[1], lines = c.channels * c.kernel[0];
+    const bool in_place = 2 * job.run >= MR && line <= BLOCK;
+    const Panels panels(in_place ? job.run : job.rows);  // of each run, or of all
+    const i64 all = in_place ? panels.count * (job.rows / job.run) : panels.count;
+    const i64 p0 = all * mi / job.m, p1 = all * (mi + 1) / job.m, panels_n = divide_up(c.outputs, NR);
+    const bool plain_g = c.outputs % NR == 0 && c.w_stride[2] == c.outputs && c.w_stride[1] == line * c.outputs &&
+                         c.w_stride[3] == c.kernel[0] * line * c.outputs;
     float* const a = scratch(SLOT_A, (AR + panels_n * NR) * BLOCK + W);
     float* const b = a + AR * BLOCK + W;
-    i64 kb = k0, w = k0 % c.kernel[1], h = k0 / c.kernel[1] % c.kernel[0], n = k0 / c.kernel[1] / c.kernel[0];
+    const i64 k0 = lines * part / job.parts * line, k1 = lines * (part + 1) / job.parts * line;
+    i64 kb = k0, w = 0, h = k0 / line % c.kernel[0], n = k0 / line / c.kernel[0];
     do {
-        const i64 kc = at_most(BLOCK, k1 - kb);
+        const i64 kc = at_most(in_place ? BLOCK / line * line : BLOCK, k1 - kb);
         i64 x_at[BLOCK], g_at[BLOCK];
         for (i64 k = 0; k < kc; k++) {
             x_at[k] = n * job.x_stride[0] + h * c.dilation[0] * job.x_stride[1] + w * c.dilation[1] * job.x_stride[2];
             g_at[k] = n * c.w_stride[3] + h * c.w_stride[1] + w * c.w_stride[2];
-            if (++w == c.kernel[1]) w = 0, h++;  // counted, since a division costs as much as a row of the product
+            if (++w == line) w = 0, h++;  // counted, since a division costs as much as a row of the product
             if (h == c.kernel[0]) h = 0, n++;
         }
-        for (i64 p = 0; p < panels_n; p++)
+        for (i64 p = 0; p < panels_n && !plain_g; p++)
             for (i64 k = 0; k < kc; k++)
                 UNROLL for (int j = 0; j < NR; j += W)
                     store(b + (p * kc + k) * NR + j, load_first(c.w + g_at[k] + p * NR + j, at_least(c.outputs - p * NR - j, 0)));
         Sweep s{};
-        s.b = b, s.b_panel = kc * NR, s.b_k = NR;
+        s.b = plain_g ? c.w + kb * c.outputs : b, s.b_panel = plain_g ? NR : kc * NR, s.b_k = plain_g ? c.outputs : NR;
         s.n1 = c.outputs;
         s.c_m = c.outputs;
         s.first = kb == k0;
-        for (i64 p = 0; p < panels.count; p++) {  // a panel is used while it is in L1
-            Runs runs;
-            for (i64 row = m0 + panels.start(p); row < m0 + panels.start(p + 1); row++) {
-                const i64 pixel = row / c.batch;
-                runs.add(pixel / c.out[1] * c.stride[0] * job.x_stride[1] + pixel % c.out[1] * c.stride[1] * job.x_stride[2] + row % c.batch);
+        i64 segments[BLOCK];
+        for (i64 i = 0; in_place && i < kc / line; i++) segments[i] = x_at[i * line];
+        for (i64 p = p0; p < p1; p++) {
+            const i64 row = in_place ? p / panels.count * job.run + panels.start(p % panels.count) : panels.start(p);
+            const int r = panels.rows(in_place ? p % panels.count : p);
+            float* const sum = job.sums + (part * job.rows + row) * c.outputs;
+            if (in_place) {
+                const i64 apart = c.dilation[1] * job.x_stride[2];
+                sweep(s, {kc / line, line, segments}, 1, [&](i64) { return Rows{r, false, job.x + job.at(row), apart, sum, nullptr}; });
+            } else {
+                i64 start[MR], length[MR];
+                int runs = 0;
+                for (int i = 0; i < r; i++) {
+                    const i64 at = job.at(row + i);
+                    if (runs && at == start[runs - 1] + length[runs - 1]) {
+                        length[runs - 1]++;
+                    } else {
+                        start[runs] = at, length[runs++] = 1;
+                    }
+                }
+                PACK_RUNS[runs <= 3 ? runs : 0](job.x, x_at, kc, start, length, runs, a);
+                sweep(s, {1, kc, NO_OFFSET}, 1, [&](i64) { return Rows{r, false, a, AR, sum, nullptr}; });
             }
-            pack_runs(job.x, x_at, kc, runs, a);
-            float* const sum = job.sums + (part * job.rows + m0 + panels.start(p)) * c.outputs;
-            sweep(s, {1, kc, NO_OFFSET}, 1, [&](i64) { return Rows{panels.rows(p), a, 0, sum, nullptr}; });
         }
         kb += kc;
     } while (kb < k1);
 }
 
 void conv_k_major(const Conv& c, const i64 need[2]) {
-    KMajorJob job{&c, c.x, {c.x_stride[3], c.x_stride[1], c.x_stride[2]}, c.out[0] * c.out[1] * c.batch, 1, 1, nullptr};
+    KMajorJob job{&c, c.x, {c.x_stride[3], c.x_stride[1], c.x_stride[2]}, c.out[0] * c.out[1] * c.batch, c.batch, 1, 1, nullptr};
     if (c.pad[0] || c.pad[1] || need[0] > c.size[0] || need[1] > c.size[1]) {
         // a copy with the border of zeros; c with channels and batch exchanged describes it
         struct Copy {
@@ -258,6 +263,7 @@ void conv_k_major(const Conv& c, const i64 need[2]) {
         job.x = copy.to;
         job.x_stride[2] = c.batch, job.x_stride[1] = need[1] * c.batch, job.x_stride[0] = need[0] * job.x_stride[1];
     }
+    if (c.stride[1] * job.x_stride[2] == c.batch) job.run = c.out[1] * c.batch;
     const i64 K = c.channels * c.kernel[0] * c.kernel[1], sum = job.rows * c.outputs;
     job.parts = at_least(1, at_most(at_most(16, K / 1024), (4 << 20) / sum));
     job.m = at_least(1, job.rows / 512);

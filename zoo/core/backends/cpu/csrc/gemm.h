@@ -118,10 +118,11 @@ struct Depth {
 };
 constexpr i64 NO_OFFSET[1] = {0};
 
-// R x (V * W) tile. A is rows that are a_m apart (ROWS) or packed [K][AR]; B has rows of stride b_k (NR where it is packed).
+// R x (V * W) tile. A is R rows that are `apart` from each other (ROWS), or K columns of R neighbours that are, as in a packed
+// panel; B has rows of stride b_k (NR where it is packed).
 // KS sets of accumulators over k hide the latency of the FMA where there are few rows.
 template <int R, int V, int KS, bool ROWS>
-__attribute__((noinline)) void micro(const Depth& depth, const float* a, i64 a_m, const float* b, i64 b_k, const Tile& tile) {
+__attribute__((noinline)) void micro(const Depth& depth, const float* a, i64 apart, const float* b, i64 b_k, const Tile& tile) {
     vf acc[KS][R][V] = {};
     float* const c = tile.c;
     if (tile.add) {
@@ -139,19 +140,19 @@ __attribute__((noinline)) void micro(const Depth& depth, const float* a, i64 a_m
         vf w[V];
         UNROLL for (int j = 0; j < V; j++) w[j] = load(b + s * b_k + j * W);
         UNROLL for (int i = 0; i < R; i++) {
-            const float x = ROWS ? at[i / 3][i % 3 * a_m + s] : at[0][s * AR + i];
+            const float x = ROWS ? at[i / 3][i % 3 * apart + s] : at[0][s * apart + i];
             UNROLL for (int j = 0; j < V; j++) sum[i][j] += x * w[j];
         }
     };
     const auto advance = [&](int by) INLINE_LAMBDA {
         b += by * b_k;
         UNROLL for (int p = 0; p < POINTERS; p++) {
-            at[p] += ROWS ? by : by * AR;
+            at[p] += ROWS ? by : by * apart;
             asm("" : "+r"(at[p]));  // or the compiler makes a pointer of every row again, and spills
         }
     };
     for (i64 segment = 0; segment < depth.count; segment++) {
-        UNROLL for (int p = 0; p < POINTERS; p++) at[p] = a + depth.offsets[segment] + 3 * p * a_m;
+        UNROLL for (int p = 0; p < POINTERS; p++) at[p] = a + depth.offsets[segment] + 3 * p * apart;
         i64 k = 0;
         for (; k + STEP <= depth.length; k += STEP) {
             UNROLL for (int s = 0; s < STEP; s++) {
@@ -238,8 +239,9 @@ struct Panels {
 // One panel of A and where its product goes.
 struct Rows {
     int count;
+    bool by_rows;  // else by columns
     const float* a;
-    i64 a_m;  // distance of its rows; 0: packed
+    i64 apart;
     float* c;
     const float* residual;
 };
@@ -264,9 +266,9 @@ void sweep(const Sweep& s, const Depth& depth, i64 panels, const PanelAt& panel_
             const Rows rows = panel_at(p);
             for (i64 n = nb; n < end; n += NR) {
                 const i64 columns = at_most(NR, end - n);
-                const auto& kernels = s.few ? MICRO.few[rows.a_m > 0][rows.count - 1] : MICRO.of[rows.a_m > 0][rows.count - 1];
+                const auto& kernels = s.few ? MICRO.few[rows.by_rows][rows.count - 1] : MICRO.of[rows.by_rows][rows.count - 1];
                 const Tile tile{rows.c + n, s.c_m, columns, s.bias ? s.bias + n : nullptr, !s.first};
-                kernels[columns > W](depth, rows.a, rows.a_m, s.b + n / NR * s.b_panel, s.b_k, tile);
+                kernels[columns > W](depth, rows.a, rows.apart, s.b + n / NR * s.b_panel, s.b_k, tile);
             }
             if (s.last && (rows.residual || s.activation != NONE))
                 finish(rows.c + nb, s.c_m, rows.residual ? rows.residual + nb : nullptr, s.c_m, rows.count, end - nb, s.activation);
@@ -330,18 +332,18 @@ void gemm_task(void* context, i64 index) {
     for (i64 block = 0; block < blocks; block++) {
         const i64 kb = k0 + (k1 - k0) * block / blocks, kc = k0 + (k1 - k0) * (block + 1) / blocks - kb;
         const float* a = g.a + m0 * g.a_m + kb * g.a_k;
-        i64 a_m = g.a_m;
-        if (g.a_k == 1 && a_m > 0 && (a_m * 4 % 2048 != 0 || m1 - m0 == 1)) {
-        } else if (g.a_k == 1) {
-            a_m = row_distance(kc);
-            float* const to = scratch(SLOT_A, (m1 - m0) * a_m + W);
-            for (i64 i = 0; i < m1 - m0; i++) copy_run(a + i * g.a_m, kc, to + i * a_m);
-            a = to;
-        } else {
-            a_m = 0;
+        i64 apart = g.a_m;
+        const bool by_rows = g.a_k == 1;
+        if (!by_rows) {
+            apart = AR;
             float* const to = scratch(SLOT_A, panels.count * AR * kc);
             for (i64 p = 0; p < panels.count; p++)
                 pack_a(a + panels.start(p) * g.a_m, g.a_m, g.a_k, panels.rows(p), kc, to + p * AR * kc);
+            a = to;
+        } else if (m1 - m0 > 1 && apart * 4 % 2048 == 0) {
+            apart = row_distance(kc);
+            float* const to = scratch(SLOT_A, (m1 - m0) * apart + W);
+            for (i64 i = 0; i < m1 - m0; i++) copy_run(a + i * g.a_m, kc, to + i * apart);
             a = to;
         }
         Sweep s{};
@@ -355,7 +357,7 @@ void gemm_task(void* context, i64 index) {
         const auto panel_at = [&](i64 p) {
             const i64 row = panels.start(p);
             const float* const residual = g.residual && !split ? g.residual + (m0 + row) * g.c_m : nullptr;
-            return Rows{panels.rows(p), a + (a_m ? row * a_m : p * AR * kc), a_m, c + row * s.c_m, residual};
+            return Rows{panels.rows(p), by_rows, a + (by_rows ? row * apart : p * AR * kc), apart, c + row * s.c_m, residual};
         };
         const Depth depth{1, kc, NO_OFFSET};
         if (job.packed) {
