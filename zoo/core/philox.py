@@ -21,18 +21,23 @@ def blocks_for(n: int) -> int:
 
 def bits(xp: Any, seed: int, offset: int, n: int) -> Any:
     """n uint32 words of stream `seed`, starting at block `offset`."""
-    count = blocks_for(n)
+    block = xp.arange(blocks_for(n), dtype=xp.uint64) + xp.uint64(offset)
+    low, high = block & xp.uint64(MASK), block >> xp.uint64(32)
+    zero = xp.zeros_like(block)
+    words = philox4x32(xp, (low, high, zero, zero), (seed & MASK, (seed >> 32) & MASK))
+    return xp.stack(words, axis=-1).reshape(-1)[:n].astype(xp.uint32)
+
+
+def philox4x32(xp: Any, counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
+    """The cipher: four counter words (uint64 arrays that hold 32 bits) and two key words -> four random words."""
     u64 = xp.uint64
     mask, shift = u64(MASK), u64(32)
-    block = xp.arange(count, dtype=u64) + u64(offset)
-    c0, c1 = block & mask, block >> shift
-    c2, c3 = xp.zeros_like(c0), xp.zeros_like(c0)
-    k0, k1 = seed & MASK, (seed >> 32) & MASK
+    (c0, c1, c2, c3), (k0, k1) = counter, key
     for _ in range(ROUNDS):
         p0, p1 = c0 * u64(MULTIPLIERS[0]), c2 * u64(MULTIPLIERS[1])
         c0, c1, c2, c3 = (p1 >> shift) ^ c1 ^ u64(k0), p1 & mask, (p0 >> shift) ^ c3 ^ u64(k1), p0 & mask
         k0, k1 = (k0 + WEYL[0]) & MASK, (k1 + WEYL[1]) & MASK
-    return xp.stack([c0, c1, c2, c3], axis=-1).reshape(-1)[:n].astype(xp.uint32)
+    return c0, c1, c2, c3
 
 
 def uniform(xp: Any, seed: int, offset: int, n: int) -> Any:
