@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -50,10 +51,12 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, boo
         with open(tree / "zoo/core/prims/elementwise.py", "a") as table, open(tree / "zoo/core/ops.py", "a") as faces:
             table.write(row(name, **(RIGHT | wrong)))
             faces.write(line(name))
+    # -S: without the hook by which an editable install would put its own tree before the scratch tree
+    path = os.pathsep.join([str(tree), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rA", "--tb=no", "-k", "softplus",
+        [sys.executable, "-S", "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rA", "--tb=no", "-k", "softplus",
          "tests/core/test_ops.py"],
-        cwd=tree, env=os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True,
+        cwd=tree, env=os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True,
         text=True,
     )  # fmt: skip
     found: dict[str, dict[str, bool]] = {name: {} for name in OPS}
