@@ -80,7 +80,11 @@ class Tensor:
         return array.copy() if copy else array
 
     def __dlpack__(self, **kwargs: Any) -> Any:
-        return _exported(self).__dlpack__(**kwargs)
+        try:
+            return _exported(self).__dlpack__(**kwargs)
+        except BufferError as e:  # numpy exports no bfloat16
+            fix = "Cast it: x.astype(zoo.float32)."
+            raise DtypeError(str(e), fix, what=f"a {self.dtype.name} tensor cannot be shared") from None
 
     def __dlpack_device__(self) -> Any:
         return _exported(self).__dlpack_device__()
@@ -287,10 +291,10 @@ def from_dlpack(x: Any, device: Any = None) -> Tensor:
 
 
 def _exported(x: Tensor) -> Any:
-    """The root backend's array, for DLPack (which numpy refuses for bfloat16 and for read-only memory)."""
+    """The root backend's array, for DLPack. numpy's single numbers have no __dlpack__."""
     while getattr(x.device, "inner", None) is not None:
         x = x.to(x.device.inner)
-    return x.handle
+    return x.handle if hasattr(x.handle, "__dlpack__") else np.asarray(x.handle)
 
 
 def _root(device: Any) -> Any:
