@@ -1,4 +1,4 @@
-"""Random numbers: the published vectors of the generator, the distributions, and the same numbers everywhere and always."""
+"""Random numbers: the published vectors of the cipher, the distributions, the same numbers everywhere and always."""
 
 from __future__ import annotations
 
