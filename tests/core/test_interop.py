@@ -123,7 +123,7 @@ def test_torch_tensors_come_in_as_data_too(torch: Any) -> None:
 
 
 def test_the_ops_agree_with_torch(torch: Any) -> None:
-    """A look from outside at what the references of this repository share: conventions of padding, groups, scale, masks."""
+    """A look from outside at what the references of this repository share: conventions of padding, groups, masks."""
     f = torch.nn.functional
     rng = np.random.default_rng(4)
 
