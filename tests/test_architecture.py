@@ -201,8 +201,8 @@ def test_nothing_unpickles() -> None:
     assert wrong == []
 
 
-HEAVY = ("torch", "cupy", "huggingface_hub", "typer", "rich", "PIL", "transformers", "diffusers", "jinja2", "tokenizers",
-         "requests", "httpx", "soundfile", "hypothesis", "pytest")  # fmt: skip
+HEAVY = ("torch", "cupy", "huggingface_hub", "typer", "rich", "PIL", "transformers", "diffusers", "jinja2",
+         "tokenizers", "requests", "httpx", "soundfile", "hypothesis", "pytest")  # fmt: skip
 
 
 def test_import_zoo_is_light() -> None:
