@@ -22,8 +22,6 @@ from zoo.core.testing import check
 from zoo.core.testing.case import Case
 from zoo.core.testing.cases import CASES
 
-from .test_ops import main_dtype
-
 HERE = Path(__file__).parent
 MODULE_NAMES, METHOD_NAMES = (
     set(block.split()) for block in (HERE / "cupy_names.txt").read_text().split("\n", 1)[1].split("\n\n")
@@ -60,10 +58,10 @@ def narrow() -> NarrowBackend:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_case_runs_with_what_cupy_has(narrow: NarrowBackend, case: Case) -> None:
-    check.value(case, narrow, main_dtype(case))
+    check.value(case, narrow, case.main_dtype)
     if bfloat16 in case.dtypes:
         check.value(case, narrow, bfloat16)
-    if case.differentiable and main_dtype(case) == float32:
+    if case.differentiable and case.main_dtype == float32:
         check.gradients_agree(case, narrow, float32)
 
 

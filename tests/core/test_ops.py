@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zoo.core.dtype import float32, is_float
+from zoo.core.dtype import is_float
 from zoo.core.errors import DeviceError
 from zoo.core.prims import TABLE
 from zoo.core.testing import check
@@ -19,10 +19,6 @@ DEVICES, MISSING = device_names()
 DIFFERENTIABLE = [c for c in CASES if c.differentiable]
 NATIVE = native_ops()
 RULED = {p.name for p in TABLE.values() if p.lower is not None and callable(p.vjp)}
-
-
-def main_dtype(case: Case) -> np.dtype:
-    return float32 if float32 in case.dtypes else case.dtypes[0]
 
 
 def rows(cases: Any, dtypes: Any) -> list[Any]:
@@ -52,12 +48,6 @@ def on_devices(cases: Any, dtypes: Any) -> Any:
     return pytest.mark.parametrize("device, case, dtype", everywhere(cases, dtypes), indirect=["device"])
 
 
-@pytest.fixture
-def device(request: Any) -> Any:
-    with opened(request.param) as found:
-        yield found
-
-
 @pytest.mark.parametrize("name", ["numpy", "cpu", "cuda"])
 def test_device_takes_part(name: str) -> None:
     """Says in the summary which devices of the zoo this run did not test, and why."""
@@ -78,12 +68,12 @@ def test_dtype(case: Case, dtype: np.dtype) -> None:
         check.inferred(case, device, dtype)
 
 
-@on_devices([c for c in CASES if not c.source], lambda c: [main_dtype(c)])
+@on_devices([c for c in CASES if not c.source], lambda c: [c.main_dtype])
 def test_layouts(device: Any, case: Case, dtype: np.dtype) -> None:
     check.layouts(case, device, dtype)
 
 
-@on_devices([c for c in CASES if c.nan and not c.source and is_float(main_dtype(c))], lambda c: [main_dtype(c)])
+@on_devices([c for c in CASES if c.nan and not c.source and is_float(c.main_dtype)], lambda c: [c.main_dtype])
 def test_not_a_number(device: Any, case: Case, dtype: np.dtype) -> None:
     check.not_a_number(case, device, dtype)
 

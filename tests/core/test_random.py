@@ -17,9 +17,6 @@ from zoo.core.dtype import bfloat16, float32
 from zoo.core.errors import ShapeError
 from zoo.core.random import Generator
 from zoo.core.testing import ref
-from zoo.core.testing.devices import opened
-
-from .test_ops import DEVICES
 
 # Random123 1.14, tests/kat_vectors, the lines "philox4x32 10": counter, key, result
 KNOWN = [
@@ -55,12 +52,6 @@ def test_words_of_every_seed_and_offset(seed: int, offset: int, n: int) -> None:
 def test_a_stream_can_be_entered_anywhere() -> None:
     whole = philox.bits(np, 7, 0, 40)
     assert np.array_equal(philox.bits(np, 7, 5, 20), whole[20:])
-
-
-@pytest.fixture(params=DEVICES)
-def device(request: Any) -> Any:
-    with opened(request.param) as found:
-        yield found
 
 
 # crc32 of 1000 float32 values of stream 42, as ref.py makes them from Python integers and math.log

@@ -19,17 +19,8 @@ from zoo.core.errors import DtypeError, ShapeError, ZooError
 from zoo.core.tensor import Tensor
 from zoo.core.testing.case import Case
 from zoo.core.testing.cases import CASES
-from zoo.core.testing.devices import opened
-
-from .test_ops import DEVICES, main_dtype
 
 INF, NAN = math.inf, math.nan
-
-
-@pytest.fixture(params=DEVICES)
-def device(request: Any) -> Any:
-    with opened(request.param) as found:
-        yield found
 
 
 def same(got: Any, want: Any) -> bool:
@@ -280,7 +271,7 @@ def test_wrong_tensors_are_refused_in_the_zoos_words(case: Case) -> None:
     def tensor(a: np.ndarray) -> Tensor:
         return Tensor(device.from_host(a), device)
 
-    args = case.draw(main_dtype(case))
+    args = case.draw(case.main_dtype)
     for i, a in enumerate(args):
         if not isinstance(a, np.ndarray):
             continue

@@ -19,13 +19,11 @@ from zoo.core.testing.case import Case
 from zoo.core.testing.cases import CASES, ELSEWHERE
 from zoo.core.testing.devices import Checked
 
-from .test_ops import main_dtype
-
 
 def called(case: Case) -> set[str]:
     """The ops that a case calls by name (not those in their bodies)."""
     device = Checked(device_of("numpy"))
-    check.run(case, device, case.draw(main_dtype(case)))
+    check.run(case, device, case.draw(case.main_dtype))
     return set(device.seen)
 
 
@@ -54,7 +52,7 @@ def test_cases_are_called_after_an_op_they_run(cases_of: dict[str, list[Case]]) 
 
 def test_every_op_has_a_case_without_values(cases_of: dict[str, list[Case]]) -> None:
     def empty(case: Case) -> bool:
-        args = case.draw(main_dtype(case))
+        args = case.draw(case.main_dtype)
         return any(a.size == 0 for a in (*args, *case.expected(args)) if isinstance(a, np.ndarray))
 
     assert [name for name, cases in cases_of.items() if not any(empty(c) for c in cases)] == []
@@ -80,7 +78,7 @@ def test_ops_without_gradient_give_constants(cases_of: dict[str, list[Case]]) ->
     tried = []
     for prim in TABLE.values():
         for case in cases_of[prim.name]:
-            args = case.draw(main_dtype(case))
+            args = case.draw(case.main_dtype)
             if prim.vjp is not NO_GRADIENT or case.source or case.op != prim.name:
                 continue
             entered = [

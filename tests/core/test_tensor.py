@@ -32,9 +32,9 @@ from zoo.core.dtype import (
 )
 from zoo.core.errors import DeviceError, DtypeError, ShapeError
 from zoo.core.tensor import Tensor
+from zoo.core.testing.devices import device_names, opened
 
-from .test_ops import DEVICES, MISSING, opened
-
+DEVICES, MISSING = device_names()
 HOST = [d for d in DEVICES if d == "numpy" or d.startswith("cpu")]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.core.dtype import FLOATS, float64, is_float
+from zoo.core.dtype import FLOATS, float32, float64, is_float
 from zoo.core.testing.tol import GRADIENT, Tol
 
 
@@ -86,6 +86,11 @@ class Case:
     @property
     def op(self) -> str:
         return self.name.split("[")[0]
+
+    @property
+    def main_dtype(self) -> np.dtype:
+        """The dtype for properties that one dtype shows."""
+        return float32 if float32 in self.dtypes else self.dtypes[0]
 
     @property
     def differentiable(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from zoo.core.errors import DeviceError
 from zoo.core.prim import Kind, Ops, Prim
 
 
+@functools.cache
 def device_names() -> tuple[list[str], dict[str, str]]:
     """Devices to test on this machine ("cpu:avx2" forces an instruction set), and why others cannot be."""
     usable: list[str] = []
