@@ -8,6 +8,7 @@ so already passes through nearly unchanged.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import warnings
 
@@ -25,8 +26,10 @@ CENTRE = 14  # index of the pixel on which MNIST puts the centre of mass: all 60
 WORKING_SIDE = 400  # photographs are reduced to this; a digit that takes a twentieth of the side is still 20 pixels
 THINNEST = 1.9  # thinner strokes, in pixels of the 20x20 box, would fade to grey; MNIST's are 1.8 to 4.5
 
+FIRM = 0.25  # ink that counts for the size of a digit; around it lies blur, and what JPEG makes of edges
+
 # Pillow reads more, by running other programs (EPS) or in formats that no camera or drawing program writes.
-FORMATS = ("PNG", "JPEG", "MPO", "GIF", "BMP", "WEBP", "TIFF", "PPM", "TGA", "ICO", "PCX", "JPEG2000", "AVIF", "QOI")
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "TGA", "ICO", "PCX", "JPEG2000", "AVIF", "QOI")
 MAX_PIXELS = 120_000_000  # 108-megapixel phones; a small file that claims more is a bomb
 
 
@@ -59,7 +62,8 @@ def _decode(name: str) -> Image.Image:
                 if not file.read(1):
                     raise DataError("", "the file is empty", "Give an image file.")
                 file.seek(0)
-                image: Image.Image = Image.open(file, formats=FORMATS)
+                Image.init()
+                image: Image.Image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
                 if image.width * image.height > MAX_PIXELS:
                     raise _too_large(f"it claims {image.width} x {image.height} pixels")
                 image.draft(image.mode if image.mode in ("L", "RGB") else None, (2 * WORKING_SIDE, 2 * WORKING_SIDE))
@@ -104,10 +108,12 @@ def _pixels(image: Image.Image) -> np.ndarray:
         values = np.asarray(_small(image.convert(image.mode[0])), np.float32)
         if not np.isfinite(values).all():
             raise DataError("", "it holds values that are not numbers", "Save it as an 8-bit image.")
-        values = values - min(0.0, float(values.min()))
-        most = float(values.max())
-        scale = 1.0 if most <= 1 else 255.0 if most <= 255 else 65535.0 if most <= 65535 else most
-        return values[..., None] / scale
+        low, high = float(values.min()), float(values.max())
+        if image.mode != "F":
+            low, high = 0.0, 255.0 if high <= 255 else max(65535.0, high)
+        elif low >= 0 and high <= 1:
+            low, high = 0.0, 1.0  # else any unit
+        return (values[..., None] - low) / max(high - low, 1e-9)
     if image.mode in ("1", "L"):
         return np.asarray(_small(image.convert("L")), np.float32)[..., None] / 255
     return np.asarray(_small(image.convert("RGB")), np.float32) / 255
@@ -138,12 +144,15 @@ def _over(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 def _normalise(ink: np.ndarray) -> np.ndarray:
     """Scale the ink map (h, w) into 20x20, and centre its mass in 28x28."""
-    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    firm = ink > (FIRM if max(ink.shape) > 2 * SIDE else 0)
+    rows, columns = np.flatnonzero(firm.any(axis=1)), np.flatnonzero(firm.any(axis=0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     scale = BOX / max(ink.shape)
     if scale != 1:
         ink = _thicken(ink, scale)
-        height, width = (max(1, round(n * scale)) for n in ink.shape)
+        height, width = (math.ceil(n * scale - 0.01) for n in ink.shape)
+        margins = [max(0, round(n / scale) - m) for n, m in zip((height, width), ink.shape, strict=True)]
+        ink = np.pad(ink, [(margin // 2, margin - margin // 2) for margin in margins])  # so that it keeps its shape
         ink = np.clip(resize(ink, (height, width), smooth=scale > 1), 0, 1)
         ink = np.clip(ink / np.percentile(ink[ink > 0.25 * ink.max()], 80), 0, 1)
 
@@ -162,8 +171,8 @@ def _thicken(ink: np.ndarray, scale: float) -> np.ndarray:
     mask = ink > 0.5
     inner = np.pad(mask, 1)
     inside = inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
-    outline = np.count_nonzero(mask & ~inside)
-    width = 2 * np.count_nonzero(mask) / max(outline, 1)
+    outline = int(np.count_nonzero(mask & ~inside))
+    width = 2 * int(np.count_nonzero(mask)) / max(outline, 1)
     for _ in range(round((THINNEST / scale - width) / 2) if scale < 0.5 else 0):
         around = np.pad(ink, 1)
         ink = np.max(

@@ -14,6 +14,7 @@ from zoo.mnist_cnn.pixels import fit, label, mean, otsu, resize, ring, sweep
 COARSE = 96  # side at which the background is estimated: strokes and noise vanish in it, shading stays
 FINE = 128  # side at which strokes are joined into parts: a gap of 1/128 of the picture does not part a chalk line
 WINDOW = 0.22  # of the longer side: wider than strokes, narrower than shadows
+DARKEST = 0.05  # of the paper, so that noise in the black is not blown up
 FAINTEST = 2.5 / 255  # less contrast than this is rounding
 SMOOTHED = 85  # pixels: smaller pictures have strokes of a pixel or two, and are not smoothed
 CLEAR = 8  # below as many standard deviations of the paper, ink is smoothed: film grain, a dark room
@@ -64,13 +65,13 @@ def _stand_out(picture: np.ndarray) -> np.ndarray:
     slope = np.maximum(_surface(coarse), 0.02)
     uneven = [_envelope(coarse, window, rises), slope * _envelope(coarse / slope, window, rises)]
 
-    differences = [coarse - even, *(_less(coarse, background, rises) for background in uneven)]
+    differences = [coarse - even, *(_less(coarse, background) for background in uneven)]
     clearness = [_clearness(_toward(difference)) for difference in differences]
     clearness[0] += EVEN
     best = int(np.argmax(clearness))
     if best == 0:
         return _toward(picture - even[0, 0])
-    ink = _toward(_less(picture, resize(uneven[best - 1], (height, width)), rises))
+    ink = _toward(_less(picture, resize(uneven[best - 1], (height, width))))
     return ink - np.median(ink[ink <= otsu(ink)[0]])  # the envelope of a noisy sheet lies above it
 
 
@@ -97,9 +98,9 @@ def _toward(difference: np.ndarray) -> np.ndarray:
     return difference @ (ink / max(float(np.linalg.norm(ink)), 1e-9)).astype(np.float32)
 
 
-def _less(picture: np.ndarray, background: np.ndarray, rises: bool) -> np.ndarray:
-    """Light ink: what it adds. Dark ink: the part of the light it takes, since a shadow takes the same of both."""
-    return picture - background if rises else picture / np.maximum(background, 0.02) - 1
+def _less(picture: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """What ink adds or takes, as a share of the light on the paper: a shadow dims both alike."""
+    return (picture - background) / np.maximum(background, DARKEST)
 
 
 def _even_background(coarse: np.ndarray) -> np.ndarray:
@@ -122,7 +123,7 @@ def _envelope(coarse: np.ndarray, window: int, below: bool) -> np.ndarray:
     """The smooth surface that touches the picture (h, w, channels) from above, or below, and passes over strokes."""
     for widen in (np.minimum, np.maximum) if below else (np.maximum, np.minimum):
         coarse = sweep(widen, coarse, window)
-    return mean(coarse, max(3, window // 4 | 1))
+    return mean(coarse, 3)
 
 
 def _surface(coarse: np.ndarray) -> np.ndarray:
@@ -153,11 +154,14 @@ def _digit(ink: np.ndarray) -> np.ndarray:
     parts = label(peak > 0.3)
     count = int(parts.max()) + 1
     score = np.bincount(parts.ravel(), mass.ravel(), count)
-    along = np.bincount(parts.ravel(), (mass * ring(mass)).ravel(), count)
-    score[along > 0.5 * score] = 0  # the corners and sides that no background fits
     score[0] = 0
     at_border = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
     score[at_border] *= AT_BORDER
+    for part in at_border:
+        here = parts == part
+        long = max(here.any(axis=0).mean(), here.any(axis=1).mean()) > 0.5
+        if long and mass[here & ring(mass)].sum() > 0.5 * mass[here].sum():
+            score[part] = 0  # a band along a side, where no background fits
     best = int(np.argmax(score))
     if not score[best]:
         raise _blank()
