@@ -7,7 +7,7 @@
 // cache      a tile of about TILE output pixels, its copy of x at most TILE_FLOATS, and KC x NC of W, in L2
 // roof       2 * pixels * outputs * K operations
 
-constexpr i64 TILE = 256, TILE_FLOATS = 64 << 10;
+constexpr i64 TILE = 256, TILE_FLOATS = 256 << 10;
 constexpr i64 TAPS = 256;  // segments of one pass over K
 
 struct ConvJob {
@@ -158,7 +158,7 @@ void pack_conv(const Conv& c, float* packed) {
 // contiguous: columns of A are neighbours in x. They are read in place where a panel's rows are one run in x, else packed.
 // K is split into parts, which are summed in their order.
 
-constexpr i64 BLOCK = KC / 2;
+constexpr i64 BLOCK = 256;
 
 struct KMajorJob {
     const Conv* c;

@@ -3,7 +3,7 @@
 //            per step. Panels have at most MR rows and are balanced (15 rows: 8 + 7, not 14 + 1)
 // registers  AVX-512 14x32: 28 accumulators + 2 of B + 1 broadcast = 31 of 32;  AVX2 6x16: 12 + 2 + 1 = 15 of 16;
 //            NEON 8x8: 16 + 2 + 1 = 19 of 32 (8x12 would need N in twelves);  SSE 4x8: 8 + 2 + 1 = 11 of 16
-// cache      KC x NC of B stays in half of L2 (512 KiB) while panels of A (MR x KC) pass through L1. Rows of A whose distance is
+// cache      KC x NC of B stays in half of L2 (480 KiB) while panels of A (MR x KC) pass through L1. Rows of A whose distance is
 //            a multiple of 2 KiB would all fall into the same few sets of L1 (-30 %): they are copied
 // loops      K blocks > N blocks > panels of A > panels of B
 // roof       2 M N K operations for M >= about 16; below, the memory that B is read from
@@ -20,7 +20,7 @@ constexpr int MR = 4;
 #endif
 constexpr int NV = 2, NR = NV * W;
 constexpr int AR = (MR + W - 1) / W * W;  // a packed panel of A is [K][AR], so that its rows are whole vectors
-constexpr i64 KC = 512, NC = 256;
+constexpr i64 KC = 768, NC = 160;
 
 INLINE i64 at_most(i64 a, i64 b) { return a < b ? a : b; }
 INLINE i64 at_least(i64 a, i64 b) { return a > b ? a : b; }
