@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import zoo
+from zoo.cli.main import main
 from zoo.core.errors import WeightsError
 from zoo.hub.safetensors import write
 from zoo.mnist_cnn.config import MnistConfig
@@ -118,3 +121,22 @@ def test_parity_with_torch(config: MnistConfig, tmp_path: Any) -> None:
     model = zoo.load(tmp_path / "theirs.safetensors")
     logits = model(zoo.tensor(pictures, device=model.device)).numpy()
     np.testing.assert_allclose(logits, reference, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("device", ["numpy", None])
+def test_logits_of_the_shipped_weights_are_torchs(device: str | None) -> None:
+    """Against values that zoo/mnist_cnn/reference.py stored, so torch is not needed."""
+    stored = np.load(Path(__file__).parent / "reference.npz")
+    model = zoo.load("mnist_cnn", device=device, dtype="float32")
+    logits = model(zoo.tensor(stored["pictures"], device=model.device)).numpy()
+    # logits up to 20, sums of 800 float32 terms
+    np.testing.assert_allclose(logits, stored["logits"], rtol=0, atol=5e-5)
+
+
+def test_the_sample_digits_are_recognised(capsys: Any) -> None:
+    """Golden: `zoo run mnist_cnn` on the digits that ship, each named by the digit it shows."""
+    assert main(["run", "mnist_cnn", "--json", "--quiet"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [r["digit"] for r in document["results"]] == list(range(10))
+    assert [Path(r["file"]).name[0] for r in document["results"]] == [str(d) for d in range(10)]
+    assert document["weights"].endswith("mnist_cnn")
