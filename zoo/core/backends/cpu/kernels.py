@@ -91,10 +91,6 @@ def _conv(b: Any, x: Any, w: Any, bias: Any, residual: Any, stride: Any, padding
     packed = type(w) is Packed
     if packed and (flip or not w.fits(b.isa, "conv", groups)):
         return NotImplemented
-    # Channels must be contiguous, except in the gradient for the weights, where the batch and the outputs are.
-    outer = not packed and groups == 1 and not flip and _unit(x, 0) and _unit(w, 0)
-    if not (_unit(x, -1) or outer):
-        x = np.ascontiguousarray(x)
     pad = tuple(lo for lo, _ in padding)
     if rank == 1:
         stride, dilation, pad = (1, *stride), (1, *dilation), (0, *pad)
@@ -108,10 +104,6 @@ def _conv(b: Any, x: Any, w: Any, bias: Any, residual: Any, stride: Any, padding
     )  # fmt: skip
     count("cpu.conv_f32")
     return out
-
-
-def _unit(array: np.ndarray, axis: int) -> bool:
-    return array.shape[axis] == 1 or array.strides[axis] == array.itemsize
 
 
 def _spread(x: np.ndarray, by: Any) -> np.ndarray:

@@ -225,6 +225,12 @@ __attribute__((noinline)) void dots(i64 K, const float* a, i64 a_m, const float*
 }
 using Dots = void (*)(i64, const float*, i64, const float*, i64, float*, i64, const float*);
 constexpr Dots DOTS[4][2] = {{dots<1, 1>, dots<1, 4>}, {dots<2, 1>, dots<2, 4>}, {dots<3, 1>, dots<3, 4>}, {dots<4, 1>, dots<4, 4>}};
+#if defined(ZOO_AVX512) || defined(ZOO_NEON)
+constexpr i64 DOT_ROWS = 4;
+#else
+constexpr i64 DOT_ROWS = 3;  // 12 accumulators + 3 + 1 = 16 registers
+#endif
+constexpr i64 MAX_DOTS = 24;  // rows up to which dot products beat packing B for one product; measured
 
 // ---- loops
 
@@ -388,7 +394,7 @@ void dots_task(void* context, i64 index) {
         const float* const b = g.b + n * g.b_n;
         const float* const bias = g.bias ? g.bias + n : nullptr;
         for (i64 m = 0; m < g.M;) {
-            const i64 rows = at_most(4, g.M - m);
+            const i64 rows = at_most(DOT_ROWS, g.M - m);
             const float* const a = g.a + m * g.a_m;
             float* const c = g.c + m * g.c_m + n;
             DOTS[rows - 1][columns == 4](g.K, a, g.a_m, b, g.b_n, c, g.c_m, bias);
@@ -403,7 +409,7 @@ void dots_task(void* context, i64 index) {
 void gemm_one(const Gemm& g) {
     if (g.M == 0 || g.N == 0) return;
     GemmJob job{&g, Split(g.M, g.N, g.K), g.packed, nullptr};
-    if (!g.packed && g.b_k == 1 && g.a_k == 1 && g.M <= 8) {
+    if (!g.packed && g.b_k == 1 && g.a_k == 1 && g.M <= MAX_DOTS) {
         job.split.n = at_most(at_most(4 * threads(), g.N), at_least(1, 2 * g.M * g.N * g.K / 1000000));
         return parallel(job.split.n, dots_task, &job);
     }
