@@ -1,5 +1,5 @@
-"""Makes weights/mnist_cnn: trains with the defaults of `zoo finetune mnist_cnn`, stores the weights in float16, measures
-what was stored, and writes the card.
+"""Makes weights/mnist_cnn: trains with the defaults of `zoo finetune mnist_cnn`, stores the weights in float16,
+measures what was stored, and writes the card.
 
     python scripts/train_mnist_cnn.py --data DIR      DIR holds the MNIST files; without it they are fetched
 
@@ -46,7 +46,7 @@ def main() -> None:
         "summary": f"{100 * share:.2f} % on {len(split):,} unseen digits",
         "accuracy": share,
         "data": "MNIST (LeCun, Cortes, Burges): the first 50,000 training pictures; measured on the last 10,000",
-        "recipe": f"scripts/train_mnist_cnn.py: {EPOCHS} epochs, AdamW, one cycle, small turns and shifts, averaged weights",
+        "recipe": f"scripts/train_mnist_cnn.py: {EPOCHS} epochs, AdamW, one cycle, turned and shifted, averaged weights",
         "seed": SEED,
         "date": datetime.date.today().isoformat(),
         "stored": "float16",

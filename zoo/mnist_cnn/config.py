@@ -54,6 +54,7 @@ class MnistConfig:
         raise WeightsError(
             "these tensors do not fit together as an MNIST CNN",
             f"conv1.weight {conv1}, conv2.weight {conv2}, fc1.weight {fc1}, fc2.weight {fc2}\n"
-            f"on {SIDE}x{SIDE} pictures fc1 would take {once} inputs, or {twice} if pooled twice; fc2 gives {CLASSES} classes",
+            f"on {SIDE}x{SIDE} pictures fc1 would take {once} inputs, or {twice} if pooled twice; "
+            f"fc2 gives {CLASSES} classes",
             "Use a checkpoint of the PyTorch MNIST example, trained on 28x28 pictures.",
         )

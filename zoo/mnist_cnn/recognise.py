@@ -18,8 +18,8 @@ SAMPLES = Path(__file__).parent / "samples"
 
 @dataclass(frozen=True)
 class Prediction:
-    """A recognised digit: the file, the probabilities of 0 to 9, the 28x28 picture that the network saw; what the file is
-    called on the terminal, and whether it is one of several, so that its result needs the name."""
+    """A recognised digit: the file, the probabilities of 0 to 9, the 28x28 picture that the network saw; what the file
+    is called on the terminal, and whether it is one of several, so that its result needs the name."""
 
     file: str
     probabilities: list[float]
