@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.core.device import device as device_of
-from zoo.core.dtype import bool_, dtype, float32, int32, is_float, promote
+from zoo.core.dtype import bfloat16, bool_, dtype, float32, int32, is_float, promote
 from zoo.core.errors import DeviceError, DtypeError, OpError, ShapeError
 from zoo.core.prim import Kind, Prim
 from zoo.core.prims import TABLE
@@ -80,11 +80,14 @@ class Tensor:
         return array.copy() if copy else array
 
     def __dlpack__(self, **kwargs: Any) -> Any:
+        array = _exported(self)
         try:
-            return _exported(self).__dlpack__(**kwargs)
-        except BufferError as e:  # numpy exports no bfloat16
-            fix = "Cast it: x.astype(zoo.float32)."
-            raise DtypeError(str(e), fix, what=f"a {self.dtype.name} tensor cannot be shared") from None
+            return array.__dlpack__(**kwargs)
+        except BufferError as e:
+            if array.dtype != bfloat16:  # numpy 2.0 exports no read-only memory
+                return array.copy().__dlpack__(**kwargs)
+            what, fix = "a bfloat16 tensor cannot be shared", "Cast it: x.astype(zoo.float32)."
+            raise DtypeError(str(e), fix, what=what) from None
 
     def __dlpack_device__(self) -> Any:
         return _exported(self).__dlpack_device__()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -85,9 +84,12 @@ def reduced(shape: Shape, axes: Shape, keepdims: bool) -> Shape:
 
 
 def representable(value: Any, dtype: np.dtype) -> None:
-    """Integers and bool have no infinities and no NaN."""
-    if isinstance(value, float) and not math.isfinite(value) and not is_float(dtype):
-        raise DtypeError(f"{dtype.name} cannot hold {value}", "Use a float dtype, or a finite number.")
+    """A number that fills a tensor of integers is not infinite, not NaN, and not too large."""
+    if is_float(dtype) or dtype == bool_:
+        return
+    held = np.iinfo(dtype)
+    if not held.min <= value <= held.max:
+        raise DtypeError(f"{dtype.name} cannot hold {value}", "Use a wider dtype.")
 
 
 def same_dtype(*args: Any) -> None:

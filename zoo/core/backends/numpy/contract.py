@@ -78,13 +78,14 @@ def window_max(b: Any, x: Any, *, window: Any, stride: Any, padding: Any) -> Any
 def window_max_grad(b: Any, x: Any, y: Any, g: Any, *, window: Any, stride: Any, padding: Any) -> Any:
     """As the body of the op, but adding into one array."""
     px, out = _padded(b, x, padding, -math.inf), y.shape[1:-1]
-    total = b.xp.zeros(px.shape, dtype=compute_dtype(g.dtype))
+    wide = g.astype(compute_dtype(g.dtype), copy=False)  # numpy 2.0 counts references wrongly where bfloat16 meets a 0
+    total = b.xp.zeros(px.shape, dtype=wide.dtype)
     free = b.xp.ones(y.shape, dtype=bool)
     for at in offsets(window):
         where = _at(px, out, at, stride)
         hit = (px[where] == y) & free
         free &= ~hit
-        total[where] += b.xp.where(hit, g, 0)
+        total[where] += b.xp.where(hit, wide, 0)
     inner = tuple(slice(lo, lo + n) for (lo, _), n in zip(padding, x.shape[1:-1], strict=True))
     return total[(slice(None), *inner)].astype(g.dtype, copy=False)
 
