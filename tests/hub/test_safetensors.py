@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import json
 import pickle
@@ -14,10 +15,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from zoo.core.errors import WeightsError
-from zoo.hub import files
+from zoo.hub import files, safetensors
 from zoo.hub.safetensors import DTYPES, TensorInfo, read, write
 
 
@@ -139,7 +140,7 @@ def test_a_dtype_that_the_zoo_does_not_use(tmp_path):
     assert "F8_E4M3" in refused(tmp_path / "t").why
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=800, deadline=None)
 @given(data=st.data())
 def test_damaged_files_never_crash(tmp_path, data):
     """A valid file with bytes changed, cut or added: read, or refused with a WeightsError."""
@@ -156,6 +157,85 @@ def test_damaged_files_never_crash(tmp_path, data):
                 assert tensors[name].shape == tensors.infos[name].shape
     except WeightsError:
         pass
+
+
+SIZES = st.sampled_from([0, 1, 2, 3, 4, 8, 12, 16, -1, 2**31, 2**62, 2**63, 2**64, True, 1.0, "2", None])
+ENTRY = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "F16", "BF16", "U8", "BOOL", "F8_E5M2", "f32", "", 3, None]),
+        "shape": st.lists(SIZES, max_size=3) | SIZES,
+        "data_offsets": st.lists(SIZES, min_size=2, max_size=2) | st.lists(SIZES, max_size=3),
+    },
+    optional={"more": st.none()},
+)
+HEADER = st.dictionaries(
+    st.sampled_from(["a", "b", "c", "__metadata__"]), ENTRY | st.dictionaries(st.text(), st.text())
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=1500, deadline=None)
+@given(header=HEADER, body=st.sampled_from([0, 2, 4, 8, 12, 16]))
+def test_what_is_read_is_what_the_library_reads(tmp_path, header, body):
+    """Whatever the header says: refused, or the same tensors as the safetensors library gives."""
+    path = raw(tmp_path / "t", header, bytes(range(body)))
+    try:
+        tensors = read(path)
+    except WeightsError:
+        return
+    theirs = load_file(path)
+    assert theirs.keys() == tensors.keys()
+    for name, array in theirs.items():
+        assert array.dtype == tensors[name].dtype and array.shape == tensors[name].shape
+        assert array.tobytes() == tensors[name].tobytes()
+
+
+def test_honest_headers_are_read_as_the_library_reads_them(tmp_path):
+    """Also where the order of names is not that of the bytes, with empty tensors, blanks and metadata."""
+    header = {
+        "__metadata__": {"k": "v"},
+        "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]},
+        "none": {"dtype": "F32", "shape": [0, 5], "data_offsets": [4, 4]},
+        "a": {"dtype": "BF16", "shape": [1, 2], "data_offsets": [0, 4]},
+    }
+    path = raw(tmp_path / "t", json.dumps(header).encode() + b"   ", bytes(range(12)))
+    theirs = load_file(path)
+    with read(path) as tensors:
+        assert tensors.metadata == {"k": "v"} and list(tensors) == ["b", "none", "a"]
+        for name, array in theirs.items():
+            assert (tensors[name].shape, tensors[name].tobytes()) == (array.shape, array.tobytes())
+
+
+def test_a_name_that_is_there_twice(tmp_path):
+    entry = json.dumps({**F32, "shape": [1], "data_offsets": [0, 4]})
+    text = f'{{"a":{entry},"a":{entry.replace("[0, 4]", "[4, 8]")}}}'.encode()
+    assert "twice" in refused(raw(tmp_path / "t", text, bytes(8))).why
+
+
+def test_a_header_too_long_to_be_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(safetensors, "LIMIT_HEADER", 10)
+    assert "no checkpoint has that many" in refused(raw(tmp_path / "t", {"a": F32}, bytes(8))).why
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_tensors_are_views_of_the_file(tmp_path, dtype):
+    array = np.arange(1000).astype(dtype)
+    write(tmp_path / "t", {"a": array, "b": array})
+    with read(tmp_path / "t") as tensors:
+        a, again = tensors["a"], tensors["a"]
+    assert np.shares_memory(a, again) and not a.flags.owndata and not a.flags.writeable
+    (tmp_path / "t").unlink()  # the map lives as long as its arrays do
+    del tensors, again
+    gc.collect()
+    assert a.tobytes() == array.tobytes()
+
+
+def test_tensors_that_are_not_aligned_are_copied(tmp_path):
+    text = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    path = raw(tmp_path / "t", text + b" " * (1 - len(text) % 4), np.array([1, 2], np.float32).tobytes())
+    a = read(path)["a"]
+    assert (
+        a.tolist() == [1, 2] and a.flags.aligned and not a.flags.writeable and not np.shares_memory(a, read(path)["a"])
+    )
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

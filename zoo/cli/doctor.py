@@ -35,7 +35,7 @@ def _versions() -> list[tuple[str, str]]:
         ("zoo", f"{zoo.__version__} in {Path(zoo.__file__).parent}"),
         ("python", f"{platform.python_version()} in {sys.prefix}"),
         ("numpy", numpy.__version__),
-        ("safetensors", metadata.version("safetensors")),
+        ("huggingface_hub", metadata.version("huggingface_hub")),
     ]
 
 

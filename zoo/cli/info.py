@@ -11,8 +11,8 @@ from zoo.cli.console import columns, print_json, size
 def info(ref: str, as_json: bool) -> None:
     """Prints model, config, card and tensors of a checkpoint, and whether every tensor has its place in the model."""
     from zoo.hub import refs
+    from zoo.hub.formats import read
     from zoo.hub.load import identify, plan_load
-    from zoo.hub.safetensors import read
 
     checkpoint = refs.resolve(ref)
     with read(checkpoint.file) as tensors:

@@ -63,10 +63,18 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For json's `object_pairs_hook`: an object in which no name is there twice. Raises ValueError."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object. Raises WeightsError if the file is not one."""
+    """Reads a JSON object. Raises WeightsError if the file is not one, or a name in it is there twice."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
     except OSError as error:
         raise WeightsError(
             f"cannot read {path}", error.strerror or str(error), "Check the file's permissions."

@@ -22,7 +22,9 @@ from zoo.core.dtype import is_float
 from zoo.core.errors import WeightsError, ZooError
 from zoo.hub import refs
 from zoo.hub.files import write_json
-from zoo.hub.safetensors import SafetensorsFile, TensorInfo, read, write
+from zoo.hub.formats import read
+from zoo.hub.mapped import TensorFile, TensorInfo
+from zoo.hub.safetensors import write
 from zoo.hub.table import Plan, Table
 from zoo.port import Port
 
@@ -89,7 +91,7 @@ class _Arrays(Mapping[str, np.ndarray]):
     They are in C order, as kernels want them, and read-only: nobody else holds them, so the model may keep them.
     """
 
-    def __init__(self, plan: Plan, tensors: SafetensorsFile):
+    def __init__(self, plan: Plan, tensors: TensorFile):
         self._plan, self._tensors = plan, tensors
         self._steps = {step.target: step for step in plan.steps}
 
@@ -109,7 +111,7 @@ class _Arrays(Mapping[str, np.ndarray]):
 # --- which model is it? -----------------------------------------------------------------------------------------------
 
 
-def identify(checkpoint: refs.Checkpoint, tensors: SafetensorsFile, port: Port | str | None = None) -> Identified:
+def identify(checkpoint: refs.Checkpoint, tensors: TensorFile, port: Port | str | None = None) -> Identified:
     """The port and config of an open checkpoint. `port` is what the user wants it to be.
 
     The metadata of our own files decides, then `model_type` of config.json, then the names of the tensors.
@@ -174,7 +176,7 @@ def _config_from_tensors(port: Port, infos: Mapping[str, TensorInfo]) -> Any:
     return None if from_tensors is None else from_tensors(infos)
 
 
-def _config_in(tensors: SafetensorsFile) -> dict[str, Any]:
+def _config_in(tensors: TensorFile) -> dict[str, Any]:
     try:
         config = json.loads(tensors.metadata["zoo.config"])
     except ValueError:

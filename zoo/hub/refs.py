@@ -20,6 +20,10 @@ from zoo.hub.files import read_json
 
 PROJECT = "zoo-models"
 WEIGHTS_FILE = "model.safetensors"
+WHOLE = (WEIGHTS_FILE, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Files that are a directory's checkpoint whatever else lies there, best first."""
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th")
+"""Where none of these is there, the only file that is named so is taken."""
 CONFIG_FILE = "config.json"
 CARD_FILE = "card.json"
 
@@ -127,16 +131,17 @@ def resolve(ref: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _file_in(directory: Path) -> Path:
-    if (directory / WEIGHTS_FILE).is_file():
-        return directory / WEIGHTS_FILE
-    files = sorted(directory.glob("*.safetensors"))
+    for name in WHOLE:
+        if (directory / name).is_file():
+            return directory / name
+    files = sorted(path for path in directory.glob("*") if path.suffix in SUFFIXES and path.is_file())
     if len(files) == 1:
         return files[0]
     if files:
         names = ", ".join(file.name for file in files[:4]) + (", ..." if len(files) > 4 else "")
         raise WeightsError(
             f"cannot use {directory}",
-            f"it holds {len(files)} .safetensors files: {names}",
+            f"it holds {len(files)} files of weights: {names}",
             "Name the one that you mean.",
         )
     raise WeightsError(
@@ -156,7 +161,7 @@ def _not_found(ref: str) -> WeightsError:
         get = f"hf download {owner_name}{pinned} --local-dir {local}"
         fix = f"If it is a repository of the Hugging Face Hub: `{get}`, then --weights ./{local}"
     else:
-        fix = "`zoo list` shows the checkpoints that are here; a directory or a .safetensors file will do as well."
+        fix = "`zoo list` shows the checkpoints that are here; a directory or a file of weights will do as well."
     return WeightsError(
         f"there are no weights named {ref!r}",
         f"it is no file or directory here, and no checkpoint's name ({', '.join(names) or 'none is here'})",

@@ -1,25 +1,24 @@
-"""Reading safetensors files, on the `safetensors` library, and writing them.
+"""Reading safetensors files, and writing them.
 
-Reading opens the header only; each tensor is read when it is asked for, so nothing larger than one tensor is held.
-Writing is atomic. Every failure is a WeightsError.
+Reading checks the header and maps the file; a tensor is a view of it (zoo.hub.mapped). Writing is atomic. Every failure
+is a WeightsError. The format: eight bytes of length, a JSON header, the tensors one after another.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from zoo.core.errors import WeightsError
-from zoo.hub.files import atomic
+from zoo.hub.files import atomic, unique
+from zoo.hub.mapped import LIMIT_DIMENSIONS, MappedFile, Place, TensorFile, TensorInfo
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -36,86 +35,96 @@ DTYPES: dict[str, np.dtype] = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a header says of one tensor."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.size * self.dtype.itemsize
+LIMIT_HEADER = 32 << 20
+"""Bytes. A tensor takes about a hundred."""
 
 
-class SafetensorsFile(Mapping[str, np.ndarray]):
-    """An open file: tensor name -> array, read at each look-up. `.infos` and `.metadata` come from the header.
-
-    A context manager; the file stays mapped until `close`.
-    """
-
-    def __init__(self, path: Path, handle: Any, infos: dict[str, TensorInfo], metadata: dict[str, str]):
-        self.path, self.infos, self.metadata = path, infos, metadata
-        self._handle = handle
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self.infos:
-            raise KeyError(name)
-        return self._handle.get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.infos)
-
-    def __len__(self) -> int:
-        return len(self.infos)
-
-    def __enter__(self) -> SafetensorsFile:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._handle = None
-
-
-def read(path: str | os.PathLike[str]) -> SafetensorsFile:
+def read(path: str | os.PathLike[str]) -> TensorFile:
     """Opens a safetensors file.
 
     Raises WeightsError if it is missing, a directory, not safetensors (and says what it seems to be), truncated,
-    longer than its header says, or holds a dtype that the zoo has no use for.
+    longer than its header says, or holds a dtype that the zoo has no use for; if tensors overlap, leave a hole, are
+    named twice, or take other bytes than their shape and dtype.
     """
     path = Path(path)
     what = f"cannot read {path}"
-    if path.is_dir():
-        raise WeightsError(what, "it is a directory, not a file", "Name the .safetensors file in it.")
-    if not path.exists():
-        raise WeightsError(what, "there is no such file", "Check the name; `zoo list` shows the checkpoints that ship.")
-    if not path.is_file():
-        raise WeightsError(what, "it is not an ordinary file", "Name a .safetensors file.")
+    file = MappedFile(path)
+    if (other := _other_format(file)) is not None:
+        raise WeightsError(what, *other)
+    length = int.from_bytes(file[:8], "little")
+    start = 8 + length
+    if start > file.size:
+        why = f"it is truncated: the header alone takes {start:,} bytes, the file has {file.size:,}"
+        raise WeightsError(what, why, _DOWNLOAD_AGAIN)
     try:
-        handle = safe_open(path, framework="numpy")
-        metadata = handle.metadata() or {}
-        slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118 - not a dict
-    except OSError as error:
-        raise WeightsError(what, error.strerror or str(error), "Check the file's permissions.") from error
-    except SafetensorError as error:
-        why, fix = _diagnose(path, str(error))
-        raise WeightsError(what, why, fix) from error
-    infos = {}
-    for name, entry in slices.items():
-        if entry.get_dtype() not in DTYPES:
-            raise WeightsError(
-                what,
-                f"tensor {name} has dtype {entry.get_dtype()}; the zoo reads {', '.join(DTYPES)}",
-                "Convert the file to one of these with the library that wrote it.",
-            )
-        infos[name] = TensorInfo(tuple(entry.get_shape()), DTYPES[entry.get_dtype()])
-    return SafetensorsFile(path, handle, infos, metadata)
+        if length > LIMIT_HEADER:
+            raise _Damaged(f"it takes {length:,} bytes; no checkpoint has that many tensors")
+        infos, offsets, metadata = parse_header(file[8:start])
+        end = max((offsets[name] + info.nbytes for name, info in infos.items()), default=0)
+    except _Damaged as damaged:
+        raise WeightsError(what, f"its header is damaged: {damaged}", _DOWNLOAD_AGAIN) from damaged
+    except _Unknown as unknown:
+        raise WeightsError(what, str(unknown), "Convert the file with the library that wrote it.") from unknown
+    if start + end != file.size:
+        why = f"its header describes {start + end:,} bytes, the file has {file.size:,}: truncated, or damaged"
+        raise WeightsError(what, why, _DOWNLOAD_AGAIN)
+    swapped = sys.byteorder == "big"
+    places = {
+        name: Place(info, file, start + offsets[name], swapped=swapped and info.dtype.itemsize > 1)
+        for name, info in infos.items()
+    }
+    return TensorFile(path, places, metadata)
+
+
+class _Damaged(Exception):
+    """A header that no writer writes."""
+
+
+class _Unknown(Exception):
+    """A dtype that the zoo does not read."""
+
+
+def parse_header(text: bytes) -> tuple[dict[str, TensorInfo], dict[str, int], dict[str, str]]:
+    """(infos, offset of each tensor behind the header, metadata); the tensors fill their bytes without hole or overlap.
+
+    Raises _Damaged and _Unknown.
+    """
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise _Damaged(f"it is not valid JSON ({str(error)[:100]})") from error
+    if type(header) is not dict:
+        raise _Damaged("it is no JSON object")
+    metadata = header.pop("__metadata__", {})
+    if type(metadata) is not dict or not all(type(value) is str for value in metadata.values()):
+        raise _Damaged("its metadata is not text")
+    infos, offsets = {}, {}
+    for name, entry in header.items():
+        infos[name], offsets[name] = _entry(name, entry)
+    at = 0
+    for name in sorted(infos, key=lambda name: (offsets[name], infos[name].nbytes)):
+        if offsets[name] != at:
+            raise _Damaged(f"tensor {name[:80]} begins at byte {offsets[name]:,}, where {at:,} was expected")
+        at += infos[name].nbytes
+    return infos, offsets, metadata
+
+
+def _entry(name: str, entry: Any) -> tuple[TensorInfo, int]:
+    """What the header says of one tensor: shape and dtype, and where it begins."""
+    if type(entry) is not dict or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise _Damaged(f"tensor {name[:80]} is not described by dtype, shape and data_offsets")
+    kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    for numbers in (shape, offsets):
+        if type(numbers) is not list or not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
+            raise _Damaged(f"tensor {name[:80]} has a shape or offsets that are no sizes")
+    if type(kind) is not str or len(offsets) != 2 or len(shape) > LIMIT_DIMENSIONS:
+        raise _Damaged(f"tensor {name[:80]} is described by something else than dtype, shape and two offsets")
+    if kind not in DTYPES:
+        raise _Unknown(f"tensor {name[:80]} has dtype {kind[:20]}; the zoo reads {', '.join(DTYPES)}")
+    info = TensorInfo(tuple(shape), DTYPES[kind])
+    if offsets[1] - offsets[0] != info.nbytes:
+        raise _Damaged(f"tensor {name[:80]} {info.shape} {kind} has {offsets[1] - offsets[0]:,} bytes")
+    return info, offsets[0]
 
 
 def write(
@@ -174,21 +183,16 @@ _OTHER_FORMATS = (
 )
 
 
-def _diagnose(path: Path, said: str) -> tuple[str, str]:
-    """Why the library refused a file, and what to do, in words for who did not write the file."""
-    with path.open("rb") as file:
-        head = file.read(64)
-        size = file.seek(0, os.SEEK_END)
-    if size == 0:
+def _other_format(file: MappedFile) -> tuple[str, str] | None:
+    """Why a file cannot be safetensors, and what to do, in words for who did not write it; None if it can."""
+    head = file[:64]
+    if not head:
         return "it is empty", _DOWNLOAD_AGAIN
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**40:
+        return None
     for magic, why, fix in _OTHER_FORMATS:
         if head.lstrip().startswith(magic):
             return why, fix
-    header = int.from_bytes(head[:8], "little")
-    if len(head) < 9 or head[8:9] != b"{":
-        return "it is not a safetensors file", _CONVERT
-    if header + 8 > size:
-        return f"it is truncated: the header alone takes {header + 8:,} bytes, the file has {size:,}", _DOWNLOAD_AGAIN
-    if "not fully covered" in said or "IncompleteBuffer" in said:
-        return f"its {size:,} bytes are not those its header describes: truncated, or damaged", _DOWNLOAD_AGAIN
-    return f"its header is damaged ({said.removeprefix('Error while deserializing header: ')})", _DOWNLOAD_AGAIN
+    if len(head) > 8 and head[8:9] == b"{":
+        return None
+    return "it is not a safetensors file", _CONVERT

@@ -1,0 +1,265 @@
+"""Reading what torch.save wrote (.pt, .pth, .bin, .ckpt, .th), without torch and without running any of it.
+
+Two formats. Since 1.6: a zip file of `NAME/data.pkl`, which describes the tensors, and `NAME/data/KEY`, the bytes of
+each storage. Before: a row of pickles (magic number, version, machine, the tensors, the storages' keys), then for each
+key its number of elements and its bytes. The pickles run on zoo.hub.unpickle; tensors are views of the mapped file.
+Source: torch/serialization.py and torch/_utils.py of PyTorch 2.x (BSD-3-Clause).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from zoo.core.errors import WeightsError
+from zoo.hub.mapped import LIMIT_DIMENSIONS, MappedFile, Place, TensorFile, TensorInfo
+from zoo.hub.unpickle import LIMIT_BYTES, Global, Machine, Refused, ordered_dict
+from zoo.hub.zip_spans import spans
+
+MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+"""First value of a file in the format before 1.6 (torch.serialization.MAGIC_NUMBER)."""
+PROTOCOL_VERSION = 1001
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+"""Keys under which training programs put the weights, beside the optimizer's state and the epoch."""
+PREFIX = "module."
+"""What torch's DataParallel puts before every name."""
+
+_ELEMENTS = {
+    "Double": np.dtype(np.float64),
+    "Float": np.dtype(np.float32),
+    "Half": np.dtype(np.float16),
+    "BFloat16": np.dtype(ml_dtypes.bfloat16),
+    "Long": np.dtype(np.int64),
+    "Int": np.dtype(np.int32),
+    "Short": np.dtype(np.int16),
+    "Char": np.dtype(np.int8),
+    "Byte": np.dtype(np.uint8),
+    "Bool": np.dtype(np.bool_),
+}
+_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+_FETCH_AGAIN = "Fetch the file again."
+_RESAVE = "Use the model's safetensors file; or, if you trust this one, keep its tensors only, with torch: \
+torch.save(model.state_dict(), ...)."
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A run of elements that tensors are views of."""
+
+    key: str
+    dtype: np.dtype
+    size: int
+    """Elements."""
+    start: int = 0
+    """Element of the stored run at which this one begins: old files know views of storages."""
+    whole: int = 0
+    """Elements of the stored run."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as the pickle describes it. Offset and strides in elements."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def read(path: str | os.PathLike[str]) -> TensorFile:
+    """Opens a file of torch.save that holds a state dict, alone or under one of WRAPPERS. `module.` before all names is
+    taken away.
+
+    Raises WeightsError if it is missing, truncated or damaged, holds no state dict, or asks for anything that is not
+    data: nothing in it is ever executed.
+    """
+    path = Path(path)
+    file = MappedFile(path)
+    try:
+        places = _zip(file) if file[:4] == b"PK\x03\x04" else _legacy(file)
+    except Refused as refused:
+        why = str(refused)
+        fix = _FETCH_AGAIN if "truncated" in why or "damaged" in why else _RESAVE
+        raise WeightsError(f"cannot read {path}", why, fix) from refused
+    return TensorFile(path, places, {})
+
+
+# --- the two formats --------------------------------------------------------------------------------------------------
+
+
+def _zip(file: MappedFile) -> dict[str, Place]:
+    members = spans(file)
+    programs = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(programs) != 1:
+        raise Refused("it is a zip file, but not one of torch.save: it has no data.pkl")
+    root = programs[0].removesuffix("data.pkl")
+    if root + "constants.pkl" in members:
+        raise Refused("it is a TorchScript program, not a state dict")
+    start, size = members[programs[0]]
+    if size > LIMIT_BYTES:
+        raise Refused(f"its data.pkl takes {size:,} bytes; a state dict takes less than {LIMIT_BYTES:,}")
+    order = "little"
+    if root + "byteorder" in members:
+        at, length = members[root + "byteorder"]
+        order = file[at : at + min(length, 8)].decode("ascii", "replace")
+        if order not in ("little", "big"):
+            raise Refused(f"it is damaged: its byte order is {order!r}")
+    value = Machine(NAMES, _storage).run(io.BytesIO(file[start : start + size]))
+    places = {}
+    for name, tensor in _state_dict(value).items():
+        storage = tensor.storage
+        member = f"{root}data/{storage.key}"
+        if member not in members:
+            raise Refused(f"it is damaged: tensor {name[:80]} lies in {member[:80]!r}, which is not there")
+        at, length = members[member]
+        if length < storage.whole * storage.dtype.itemsize:
+            raise Refused(f"it is damaged: {member[:80]!r} has {length:,} bytes, tensor {name[:80]} needs more")
+        places[name] = _place(file, name, tensor, at, order != sys.byteorder)
+    return places
+
+
+def _legacy(file: MappedFile) -> dict[str, Place]:
+    stored: dict[str, Storage] = {}
+
+    def remember(identity: Any) -> Storage:
+        storage = _storage(identity)
+        first = stored.setdefault(storage.key, storage)
+        if (first.dtype, first.whole) != (storage.dtype, storage.whole):
+            raise Refused(f"it is damaged: it describes the storage {storage.key[:80]!r} in two ways")
+        return storage
+
+    program = io.BytesIO(file[:LIMIT_BYTES])
+    machine = Machine(NAMES, remember)
+    first = machine.run(program)
+    if type(first) is not int or first != MAGIC_NUMBER:
+        raise Refused("it is a pickle, but not one of torch.save")
+    try:
+        if machine.run(program) != PROTOCOL_VERSION:
+            raise Refused("it is of a version of torch.save that is not known")
+        machine.run(program)  # the machine that wrote it; storages are little-endian whatever it was
+        tensors = _state_dict(machine.run(program))
+        keys = machine.run(program)
+    except Refused as refused:
+        if program.tell() >= file.size and "damaged" in str(refused):
+            raise Refused(f"it is truncated: its {file.size:,} bytes end within the description") from refused
+        raise
+    if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(stored):
+        raise Refused("it is damaged: the storages it describes are not those it holds")
+    starts = {}
+    at = program.tell()
+    for key in keys:
+        size, at = int.from_bytes(file[at : at + 8], "little"), at + 8
+        nbytes = stored[key].whole * stored[key].dtype.itemsize
+        if at + nbytes > file.size:
+            raise Refused(f"it is truncated: its storages end behind the file's {file.size:,} bytes")
+        if size != stored[key].whole:
+            raise Refused(f"it is damaged: storage {key[:80]!r} has {size:,} elements, {stored[key].whole:,} were said")
+        starts[key], at = at, at + nbytes
+    return {
+        name: _place(file, name, tensor, starts[tensor.storage.key], sys.byteorder == "big")
+        for name, tensor in tensors.items()
+    }
+
+
+def _place(file: MappedFile, name: str, tensor: Stored, start: int, swapped: bool) -> Place:
+    """`start` is where the storage's bytes begin; they all lie in the file."""
+    info = TensorInfo(tensor.shape, tensor.storage.dtype)
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True)) if info.size else -1
+    if tensor.offset + last >= tensor.storage.size:
+        raise Refused(f"it is damaged: tensor {name[:80]} {tensor.shape} reaches out of its storage")
+    if info.size > tensor.storage.size:
+        # one number, expanded to a terabyte
+        raise Refused(f"tensor {name[:80]} {tensor.shape} repeats the {tensor.storage.size:,} elements that are stored")
+    offset = start + (tensor.storage.start + tensor.offset) * info.dtype.itemsize
+    return Place(info, file, offset, tensor.strides, swapped and info.dtype.itemsize > 1)
+
+
+# --- what a pickle may name -------------------------------------------------------------------------------------------
+
+
+def _storage(identity: Any) -> Storage:
+    """A persistent id: ("storage", its type, key, device, elements), and in old files (key, start, size) of a view."""
+    if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
+        raise Refused("it is damaged: it refers to something that is no storage")
+    _, kind, key, _, size = identity[:5]
+    if not isinstance(kind, np.dtype) or type(key) is not str:
+        raise Refused("it is damaged: a storage without a type or a name")
+    (whole,) = _counts((size,))
+    view = identity[5] if len(identity) == 6 else None
+    if view is None:
+        return Storage(key, kind, whole, 0, whole)
+    if type(view) is not tuple or len(view) != 3:
+        raise Refused("it is damaged: a view of a storage that is none")
+    start, length = _counts(view[1:])
+    if start + length > whole:
+        raise Refused("it is damaged: a view that reaches out of its storage")
+    return Storage(key, kind, length, start, whole)
+
+
+def _counts(values: Any) -> tuple[int, ...]:
+    if type(values) is not tuple or len(values) > LIMIT_DIMENSIONS:
+        raise Refused("it is damaged: a shape that is none")
+    if not all(type(value) is int and 0 <= value < 2**62 for value in values):
+        raise Refused("it is damaged: a size that is none")
+    return values
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Stored:
+    """torch._utils._rebuild_tensor, and _v2 with requires_grad, hooks and metadata, which are nothing to us."""
+    if not isinstance(storage, Storage):
+        raise Refused("it is damaged: a tensor without a storage")
+    (offset,), shape, strides = _counts((offset,)), _counts(shape), _counts(strides)
+    if len(shape) != len(strides):
+        raise Refused("it is damaged: a tensor with more or fewer strides than dimensions")
+    if math.prod(shape) >= 2**62:
+        raise Refused(f"it is damaged: a tensor of shape {shape}")
+    return Stored(storage, offset, shape, strides)
+
+
+def _parameter(tensor: Any, *_: Any) -> Stored:
+    if not isinstance(tensor, Stored):
+        raise Refused("it is damaged: a parameter that is no tensor")
+    return tensor
+
+
+_CALLED: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": ordered_dict,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch.Size": _counts,
+    "torch.device": lambda *name: None,  # where a tensor lay is nothing to us
+}
+NAMES: dict[str, Any] = {
+    **{name: Global(name, make) for name, make in _CALLED.items()},
+    **{f"torch.{name}Storage": dtype for name, dtype in _ELEMENTS.items()},
+    **{f"torch.{name}": None for name in _DTYPES},
+}
+"""All that a file may name."""
+
+
+def _state_dict(value: Any) -> dict[str, Stored]:
+    """The tensors by name, wherever a training program put them. Entries that are no tensors are left out."""
+    seen = []
+    for _ in range(len(WRAPPERS) + 1):
+        if type(value) is not dict:
+            break
+        inner = next((value[key] for key in WRAPPERS if type(value.get(key)) is dict), None)
+        tensors = {name: entry for name, entry in value.items() if isinstance(entry, Stored) and type(name) is str}
+        if tensors and inner is None:
+            if all(name.startswith(PREFIX) for name in tensors):
+                tensors = {name.removeprefix(PREFIX): entry for name, entry in tensors.items()}
+            return tensors
+        seen = [str(key)[:40] for key in list(value)[:8]]
+        value = inner
+    where = f"; it holds {', '.join(seen)}" if seen else ""
+    raise Refused(f"it holds no state dict (names of tensors, alone or under {', '.join(WRAPPERS)}){where}")
