@@ -173,17 +173,14 @@ struct KMajorJob {
     }
 };
 
-// A packed panel of rows that are COUNT runs in x (0: `count`), at an offset of their own for each k.  Writes up to W - 1 floats
-// past the end.
-template <int COUNT>
-void pack_runs(const float* x, const i64* offsets, i64 K, const i64* start, const i64* length, int count, float* to) {
+// A packed panel of rows that are some runs in x, at an offset of their own for each k.  Writes up to W - 1 floats past the end.
+void pack_runs(const float* x, const i64* offsets, i64 K, const i64* start, const i64* length, int runs, float* to) {
     for (i64 k = 0; k < K; k++, to += AR) {
         float* out = to;
-        UNROLL for (int run = 0; run < (COUNT ? COUNT : count); out += length[run++])
+        for (int run = 0; run < runs; out += length[run++])
             for (i64 i = 0; i < length[run]; i += W) store(out + i, load_first(x + offsets[k] + start[run] + i, length[run] - i));
     }
 }
-constexpr void (*PACK_RUNS[])(const float*, const i64*, i64, const i64*, const i64*, int, float*) = {pack_runs<0>, pack_runs<1>, pack_runs<2>, pack_runs<3>};
 
 void k_major_task(void* context, i64 index) {
     const KMajorJob& job = *static_cast<const KMajorJob*>(context);
@@ -237,7 +234,7 @@ void k_major_task(void* context, i64 index) {
                         start[runs] = at, length[runs++] = 1;
                     }
                 }
-                PACK_RUNS[runs <= 3 ? runs : 0](job.x, x_at, kc, start, length, runs, a);
+                pack_runs(job.x, x_at, kc, start, length, runs, a);
                 sweep(s, {1, kc, NO_OFFSET}, 1, [&](i64) { return Rows{r, false, a, AR, sum, nullptr}; });
             }
         }
