@@ -46,7 +46,7 @@ def main() -> None:
         "summary": f"{100 * share:.2f} % on {len(split):,} unseen digits",
         "accuracy": share,
         "data": "MNIST (LeCun, Cortes, Burges): the first 50,000 training pictures; measured on the last 10,000",
-        "recipe": f"scripts/train_mnist_cnn.py: {EPOCHS} epochs, AdamW, one cycle, turned and shifted, averaged weights",
+        "recipe": f"scripts/train_mnist_cnn.py: {EPOCHS} epochs, AdamW, one cycle, turned and shifted, averaged",
         "seed": SEED,
         "date": datetime.date.today().isoformat(),
         "stored": "float16",
