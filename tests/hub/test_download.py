@@ -16,7 +16,8 @@ import pytest
 
 from zoo.core.errors import DownloadError
 from zoo.hub import download
-from zoo.hub.download import Patience, fetch
+from zoo.hub.download import fetch
+from zoo.hub.request import Patience
 
 CONTENT = bytes(range(256)) * 2000  # 512,000 bytes
 SHA = hashlib.sha256(CONTENT).hexdigest()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,35 +130,47 @@ def _entry(name: str, entry: Any) -> tuple[TensorInfo, int]:
 def write(
     path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a safetensors file, atomically: readers see the old file or the whole new one.
+    """Writes arrays to a safetensors file. See `write_each`."""
+    arrays = {name: np.asarray(value) for name, value in tensors.items()}
+    infos = {name: TensorInfo(array.shape, array.dtype.newbyteorder("=")) for name, array in arrays.items()}
+    write_each(path, infos, arrays.__getitem__, metadata)
+
+
+def write_each(
+    path: str | os.PathLike[str],
+    infos: Mapping[str, TensorInfo],
+    array: Callable[[str], np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a safetensors file, atomically: readers see the old file or the whole new one. `array(name)` is asked for
+    each tensor in turn, so that one is in memory at a time; it must be what `infos` says.
 
     The same content is the same bytes, so that checkpoints can be compared by hash; the library's own writer orders the
     metadata anew each time (safetensors 0.8). Tensors lie by falling item size, then name, which keeps each aligned.
     Raises WeightsError if the place cannot be written, or a dtype has no name in the format.
     """
     path = Path(path)
-    arrays = {}
-    for name, value in tensors.items():
-        array = np.asarray(value, order="C")
-        if array.dtype.newbyteorder("=") not in _NAMES:
-            raise WeightsError(f"cannot write {path}", f"tensor {name} has dtype {array.dtype}", "Cast it first.")
-        arrays[name] = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+    for name, info in infos.items():
+        if info.dtype not in _NAMES:
+            raise WeightsError(f"cannot write {path}", f"tensor {name} has dtype {info.dtype}", "Cast it first.")
+    order = sorted(infos, key=lambda name: (-infos[name].dtype.itemsize, name))
     with atomic(path) as part, part.open("wb") as file:
-        file.write(_header(arrays, order, metadata or {}))
+        file.write(_header(infos, order, metadata or {}))
         for name in order:
-            file.write(arrays[name].reshape(-1).view(np.uint8).data)
+            value = np.asarray(array(name), order="C")
+            value = value.astype(value.dtype.newbyteorder("<"), copy=False)
+            assert (value.shape, value.nbytes) == (infos[name].shape, infos[name].nbytes), name
+            file.write(value.reshape(-1).view(np.uint8).data)
 
 
-def _header(arrays: Mapping[str, np.ndarray], order: list[str], metadata: Mapping[str, str]) -> bytes:
+def _header(infos: Mapping[str, TensorInfo], order: list[str], metadata: Mapping[str, str]) -> bytes:
     """Eight bytes of length, then the JSON, filled up with blanks so that the tensors start at a multiple of eight."""
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
     for name in order:
-        array = arrays[name]
-        start, end = end, end + array.nbytes
-        dtype = _NAMES[array.dtype.newbyteorder("=")]
-        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [start, end]}
+        info = infos[name]
+        start, end = end, end + info.nbytes
+        header[name] = {"dtype": _NAMES[info.dtype], "shape": list(info.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
