@@ -146,6 +146,7 @@ REDUCE = [
              SUM, result=_counted, dtypes=(*NUMBERS, bool_))
         for axis in (-1, 0, 1)
     ],
+    Case("cumsum[many]", ops.cumsum, lambda r: (np.ones(3000),), np.cumsum, EXACT, second=False),
     Case("cumsum[empty]", ops.cumsum, lambda r: (r.f(3, 0),), lambda x: x, EXACT),
     _truth("any", axis=1), _truth("any[all axes]"), _truth("all", axis=0, keepdims=True), _truth("all[all axes]"),
     Case("any[empty]", lambda x: ops.any(x, axis=1), lambda r: (r.f(3, 0),), lambda x: np.any(x, axis=1), EXACT,

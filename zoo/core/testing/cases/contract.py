@@ -12,7 +12,7 @@ from zoo.core.prims import TABLE
 from zoo.core.tensor import bind
 from zoo.core.testing import ref
 from zoo.core.testing.case import Case
-from zoo.core.testing.tol import CONTRACTION, CONVOLUTION, EXACT, SUM
+from zoo.core.testing.tol import CONTRACTION, CONVOLUTION, EXACT, SUM, ulp
 
 Shape = tuple[int, ...]
 
@@ -45,6 +45,9 @@ MATMUL = [
     _matmul("empty columns", (2, 5), (5, 0)),
     _matmul("empty batch", (0, 2, 5), (5, 3)),
     _matmul("empty sum", (2, 0), (0, 3)),
+    # accumulated in float32: 3000 ones in float16 would stop at 2048, in bfloat16 at 256
+    Case("matmul[many terms]", ops.matmul, lambda r: (np.ones((2, 3000)), np.ones((3000, 1))), _product, EXACT,
+         second=False),
     Case("matmul[float32 @ bfloat16]", ops.matmul, lambda r: (r.f(4, 9), r.f(9, 3, dtype=bfloat16)), _product,
          CONTRACTION,
          dtypes=(float32,)),
@@ -95,6 +98,8 @@ CONV = [
     _conv("empty batch", (0, 5, 5, 2), (3, 3, 3, 2)),
     _conv("empty, no outputs", (1, 5, 5, 2), (0, 3, 3, 2)),
     _conv("empty, no channels", (1, 5, 5, 0), (3, 3, 3, 0)),
+    Case("conv[many terms]", ops.conv, lambda r: (np.ones((1, 30, 10, 10)), np.ones((1, 30, 10, 10))),
+         lambda x, w: np.full((1, 1, 1, 1), 3000.0), EXACT, second=False, nan=False),
     Case("conv[bfloat16 weight]", ops.conv, lambda r: (r.f(1, 5, 5, 3), r.f(2, 3, 3, 3, dtype=bfloat16)),
          lambda x, w: ref.conv(x, w, stride=(1, 1), padding=((0, 0), (0, 0))), CONVOLUTION),
 ]  # fmt: skip
@@ -180,7 +185,10 @@ POOL = [
     *_pools("1-D", (2, 9, 2), 3, 2, 1),
     *_pools("3-D", (1, 4, 3, 4, 2), 2, 1),
     *_pools("empty", (0, 4, 4, 2), 2),
-]
+    Case("window_sum[many terms]", lambda x: ops.avg_pool(x, 600), lambda r: (np.ones((1, 600, 1)),),
+         lambda x: np.ones((1, 1, 1)), ulp(1, "times 1 / 600, which is rounded to float32 first"), second=False,
+         nan=False),
+]  # fmt: skip
 
 
 def _max_grad(x: np.ndarray, g: np.ndarray) -> np.ndarray:
