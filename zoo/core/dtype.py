@@ -29,6 +29,7 @@ INTS = (uint8, int8, int16, int32, uint32, int64)
 ALL = (bool_, *INTS, *FLOATS)
 
 _FLOATS = frozenset(FLOATS)
+_NARROW = frozenset((bool_, uint8, int8, int16))
 _SHORT = {"f32": float32, "f16": float16, "bf16": bfloat16, "f64": float64, "bool": bool_}
 _NAMES = {d.name: d for d in ALL} | _SHORT
 
@@ -48,6 +49,11 @@ def is_float(d: np.dtype) -> bool:
 def compute_dtype(d: np.dtype) -> np.dtype:
     """The dtype in which kernels calculate on values stored as `d`."""
     return float32 if d in HALVES else d
+
+
+def sum_dtype(d: np.dtype) -> np.dtype:
+    """The dtype of a sum of values stored as `d`: integers narrower than int32 would wrap, so they are counted in it."""
+    return int32 if d in _NARROW else d
 
 
 def _category(d: np.dtype) -> int:

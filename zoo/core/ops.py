@@ -142,7 +142,7 @@ def _axes(name: str, x: Tensor, axis: Axis, extra: int = 0) -> tuple[int, ...]:
 
 
 def sum(x: Tensor, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """Sum; booleans are counted as int32, half precision accumulates in float32."""
+    """Sum; booleans and integers narrower than int32 are summed in int32, half precision accumulates in float32."""
     return bind(P["sum"], x, axis=axis, keepdims=keepdims)
 
 

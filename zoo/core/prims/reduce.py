@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from zoo.core.dtype import bool_, compute_dtype, int32
+from zoo.core.dtype import bool_, compute_dtype, int32, sum_dtype
 from zoo.core.errors import ShapeError
 from zoo.core.prim import NO_GRADIENT, Kind, Meta, Prim, composite
 from zoo.core.prims import infer
@@ -14,7 +14,7 @@ AXES = {"axis": None, "keepdims": False}
 
 
 def _sum_infer(x: Any, *, axis: Any, keepdims: bool) -> Meta:
-    dtype = int32 if x.dtype == bool_ else x.dtype
+    dtype = sum_dtype(x.dtype)
     return Meta(infer.reduced(x.shape, infer.axes_tuple(axis, len(x.shape)), keepdims), dtype)
 
 
@@ -44,7 +44,7 @@ def _arg_infer(x: Any, *, axis: int, keepdims: bool) -> Meta:
 
 def _cumsum_infer(x: Any, *, axis: int) -> Meta:
     infer.axis_index(axis, len(x.shape))
-    return Meta(tuple(x.shape), int32 if x.dtype == bool_ else x.dtype)
+    return Meta(tuple(x.shape), sum_dtype(x.dtype))
 
 
 def _cumsum_vjp(o: Any, g: Any, x: Any, y: Any, *, axis: int) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zoo.core.dtype import HALVES, bool_, float32, int32
+from zoo.core.dtype import HALVES, float32, int32, sum_dtype
 from zoo.core.prims.reduce import count
 
 
@@ -17,7 +17,7 @@ def sum_(b: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
     d, add = x.dtype, b.xp.add
     if d in HALVES:
         return add.reduce(x.astype(float32), axis=_axis(axis), keepdims=keepdims).astype(d)
-    return add.reduce(x, axis=_axis(axis), keepdims=keepdims, dtype=int32 if d == bool_ else d)
+    return add.reduce(x, axis=_axis(axis), keepdims=keepdims, dtype=sum_dtype(d))
 
 
 def mean(b: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
@@ -48,7 +48,7 @@ def cumsum(b: Any, x: Any, *, axis: int) -> Any:
     d = x.dtype
     if d in HALVES:
         return x.astype(float32).cumsum(axis=axis).astype(d)
-    return x.cumsum(axis=axis, dtype=int32 if d == bool_ else d)
+    return x.cumsum(axis=axis, dtype=sum_dtype(d))
 
 
 KERNELS = {"sum": sum_, "mean": mean, "max": max_, "min": min_, "argmax": argmax, "argmin": argmin, "cumsum": cumsum}

@@ -57,7 +57,7 @@ SOURCE = [
 
 
 def _counted(d: np.dtype) -> np.dtype:
-    return int32 if d == bool_ else d
+    return int32 if d in (bool_, int8) else d
 
 
 def _truth(name: str, **settings: Any) -> Case:
@@ -119,7 +119,8 @@ REDUCE = [
     *_along("logsumexp", ref.logsumexp, LOGSUM),
     *_arg("argmax"), *_arg("argmin"),
     Case("sum[empty]", lambda x: ops.sum(x, axis=0), lambda r: (r.f(0, 3),), lambda x: np.sum(x, axis=0), EXACT,
-         dtypes=NUMBERS),
+         result=_counted, dtypes=NUMBERS),
+    Case("sum[beyond int8]", ops.sum, lambda r: (np.full(300, 100),), np.sum, EXACT, result=_counted, dtypes=(int8,)),
     Case("sum[kept empty]", lambda x: ops.sum(x, axis=1), lambda r: (r.f(0, 3),), lambda x: np.sum(x, axis=1), EXACT),
     Case("sum[no axis]", lambda x: ops.sum(x, axis=()), lambda r: (r.f(2, 3),), lambda x: x, EXACT),
     Case("sum[scalar]", ops.sum, lambda r: (r.f(),), np.sum, EXACT),
