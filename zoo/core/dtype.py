@@ -52,7 +52,7 @@ def compute_dtype(d: np.dtype) -> np.dtype:
 
 
 def sum_dtype(d: np.dtype) -> np.dtype:
-    """The dtype of a sum of values stored as `d`: integers narrower than int32 would wrap, so they are counted in it."""
+    """The dtype of a sum of values stored as `d`: integers narrower than int32 would wrap: they take it."""
     return int32 if d in _NARROW else d
 
 
