@@ -12,7 +12,7 @@ _spec = importlib.util.spec_from_file_location("hub_fixtures", Path(__file__).pa
 assert _spec and _spec.loader
 _hub = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_hub)
-weights, site = _hub.weights, _hub.site
+weights, site, hub = _hub.weights, _hub.site, _hub.hub
 
 
 @pytest.fixture

@@ -5,13 +5,20 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-_spec = importlib.util.spec_from_file_location("third_party", Path(__file__).with_name("third_party.py"))
-assert _spec and _spec.loader
-third_party = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(third_party)
+
+def _beside(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+third_party, hub_server = _beside("third_party"), _beside("hub_server")
 
 
 @pytest.fixture
@@ -35,3 +42,16 @@ def site(tmp_path, monkeypatch) -> Path:
     yield directory
     for name in ("zoo_scaler", "zoo_broken", "zoo_odd"):
         sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub of the test's own, which huggingface_hub takes for the real one; nobody is logged in."""
+    hub = hub_server.serve()
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with hub:
+        yield hub
+        hub.shutdown()

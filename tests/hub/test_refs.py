@@ -86,7 +86,7 @@ def test_an_unknown_name_is_told_with_the_nearest(weights):
 def test_a_hub_repository_is_told_how_to_get(weights):
     with pytest.raises(WeightsError) as raised:
         refs.resolve("openai/whisper-tiny@main")
-    assert "hf download openai/whisper-tiny --revision main --local-dir whisper-tiny" in raised.value.fix
+    assert "`zoo pull openai/whisper-tiny@main`" in raised.value.fix
 
 
 @pytest.mark.parametrize("ref", ["", "..", "demo/..", "\0", "~no-such-user/x", "/nowhere/at/all", "x" * 5000])

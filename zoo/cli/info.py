@@ -29,6 +29,7 @@ def info(ref: str, as_json: bool) -> None:
         "parameters": sum(entry.size for entry in infos.values()),
         "config": dataclasses.asdict(known.config),
         "card": checkpoint.card(),
+        "source": checkpoint.provenance(),
         "tensors": [
             {
                 "name": name,
@@ -54,6 +55,7 @@ def _text(document: dict[str, Any]) -> str:
         ("parameters", f"{document['parameters']:,}"),
         ("config", ", ".join(f"{name} {value}" for name, value in document["config"].items())),
         *((name, value) for name, value in document["card"].items()),
+        *((name, document["source"][name]) for name in ("repo", "revision", "commit", "licence") if document["source"]),
     ]
     tensors: list[tuple[object, ...]] = [("tensor", "shape", "dtype", "becomes")]
     for entry in document["tensors"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ def list_models(as_json: bool) -> None:
     from zoo.hub import refs
 
     here = refs.available()
+    pulled = list(_pulled(here))
     rows: list[dict[str, Any]] = []
     for name in ports.names():
         try:
@@ -25,6 +28,7 @@ def list_models(as_json: bool) -> None:
         checkpoints = [
             {"name": c, "path": str(here[c]), "bytes": tree_size(here[c])} for c in port.checkpoints if c in here
         ]
+        checkpoints += [entry for model, entry in pulled if model == name]
         rows.append(
             {"name": name, "task": port.task, "finetune": port.finetune is not None, "checkpoints": checkpoints}
         )
@@ -36,6 +40,26 @@ def list_models(as_json: bool) -> None:
         shipped = ", ".join(f"{c['name']} ({size(c['bytes'])})" for c in row["checkpoints"])
         table.append((row["name"], row["task"], shipped))
     print(columns(table))
+
+
+def _pulled(here: Mapping[str, Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(model, entry) of every checkpoint that came from the Hub; one whose provenance is damaged is not listed."""
+    from zoo.hub import refs
+
+    for path in here.values():
+        with contextlib.suppress(ZooError):
+            source = refs.Checkpoint(path / refs.WEIGHTS_FILE, path).provenance()
+            if source:
+                yield (
+                    str(source.get("port")),
+                    {
+                        "name": str(source.get("repo")),
+                        "path": str(path),
+                        "bytes": tree_size(path),
+                        "commit": source.get("commit"),
+                        "licence": source.get("licence"),
+                    },
+                )
 
 
 def tree_size(directory: Path) -> int:

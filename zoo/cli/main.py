@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
 import zoo
 from zoo.cli import settings
-from zoo.cli.common import Interrupted
+from zoo.cli.common import Interrupted, interruptible
 from zoo.cli.finetune import FinetuneGroup
 from zoo.cli.run import RunGroup
 from zoo.core.errors import ZooError
@@ -67,6 +68,62 @@ def _info(
     from zoo.cli.info import info
 
     info(ref, as_json)
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="the result only: nothing on stderr", show_default=False)]
+
+
+@app.command("pull")
+@interruptible
+def _pull(
+    ref: Annotated[str, typer.Argument(metavar="REF", help="a repository: owner/name[@revision]", show_default=False)],
+    revision: Annotated[str | None, typer.Option(help="branch, tag or commit", show_default=False)] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="read headers only: say what would be fetched, and what does not fit")
+    ] = False,
+    dtype: Annotated[
+        Literal["f32", "f16", "bf16"] | None,
+        typer.Option(help="in which the weights are kept; without it, as published", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Fetch weights from the Hugging Face Hub, check them, translate them, keep them."""
+    from zoo.cli import pull
+
+    (pull.check if check else pull.pull)(ref, revision, dtype, as_json, quiet)
+
+
+@app.command("export")
+@interruptible
+def _export(
+    ref: Annotated[
+        str, typer.Argument(metavar="REF", help="a checkpoint's name, directory or file", show_default=False)
+    ],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="a new directory", show_default=False)],
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write a checkpoint in the published layout, for other programs."""
+    from zoo.cli.pull import export
+
+    export(ref, directory, as_json, quiet)
+
+
+@app.command("rm")
+def _rm(
+    ref: Annotated[
+        str, typer.Argument(metavar="REF", help="a repository that was pulled: owner/name", show_default=False)
+    ],
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Remove weights that were pulled."""
+    from zoo.cli.pull import remove
+
+    remove(ref, quiet)
 
 
 @app.command("doctor")

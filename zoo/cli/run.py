@@ -72,7 +72,7 @@ def load_model(port: Port, ref: str | None, device_name: str | None, dtype: str 
         raise WeightsError(
             f"{port.name} needs weights",
             "no checkpoint ships with it",
-            "Name a checkpoint: --weights DIRECTORY, or FILE.",
+            "Name a checkpoint: --weights DIRECTORY, FILE, or OWNER/NAME after `zoo pull OWNER/NAME`.",
         )
     ref = port.checkpoints[0] if ref is None else ref
     checkpoint = refs.resolve(ref)

@@ -124,7 +124,7 @@ class _Job:
                     return
                 if not inherited:
                     raise Failed(
-                        "what arrived is not the file that was asked for (another sha256); it was removed",
+                        "what arrived is not the file that was asked for (another hash); it was removed",
                         "The copy there is damaged, or was replaced: report it, or use another source.",
                     )
                 inherited = False

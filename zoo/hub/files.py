@@ -24,21 +24,28 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises WeightsError if the directory cannot be written or the disk is full.
     """
     part = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
-    try:
+    with writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield part
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
             part.replace(path)
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
         finally:
             part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what the disk says in the block into a WeightsError: it is full, or may not be written."""
+    try:
+        yield
     except OSError as error:
         raise _cannot_write(path, error) from error
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     if os.name == "posix":  # elsewhere a directory cannot be opened, and the rename is durable without it
         descriptor = os.open(path, os.O_RDONLY)
         try:

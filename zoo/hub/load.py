@@ -75,14 +75,21 @@ def plan_load(
     fix = "Use a checkpoint of this architecture"
     fix += f"; its {refs.CONFIG_FILE} must describe its tensors." if checkpoint.config() is not None else "."
     plan = known.table.load(infos, spec, known.config).check(checkpoint.shown, known.port.name, fix)
+    check_dtypes(checkpoint.shown, infos, known, plan, spec)
+    return plan
+
+
+def check_dtypes(
+    shown: str, infos: Mapping[str, TensorInfo], known: Identified, plan: Plan, spec: Mapping[str, Any]
+) -> None:
+    """Raises WeightsError if a tensor of whole numbers would fill a floating-point weight."""
     for step in plan.steps:
         if is_float(spec[step.target].dtype) and not is_float(infos[step.source].dtype):
             raise WeightsError(
-                f"cannot use {checkpoint.shown}",
+                f"cannot use {shown}",
                 f"{step.source} holds {infos[step.source].dtype}, {known.port.name} needs floating point",
-                fix,
+                "Use a checkpoint of this architecture in floating point.",
             )
-    return plan
 
 
 class _Arrays(Mapping[str, np.ndarray]):
@@ -135,8 +142,8 @@ def identify(checkpoint: refs.Checkpoint, tensors: TensorFile, port: Port | str 
             f"these are weights of {named}",
             f"`zoo run {named} --weights {checkpoint.shown}` runs them.",
         )
-    if published is None and ours and "zoo.config" in tensors.metadata:
-        published = _config_in(tensors)
+    if ours and "zoo.config" in tensors.metadata and (published or {}).get("model_type") != wanted.name:
+        published = _config_in(tensors)  # without a config.json, or beside a published one that says less
     if published is not None and (ours or published.get("model_type") == wanted.name):
         config = config_from_json(wanted, published, checkpoint.shown)
     else:

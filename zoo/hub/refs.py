@@ -1,6 +1,7 @@
 """What a REF names, and where weights live.
 
-REF = name of a checkpoint that is here (shipped with the zoo, or in a weights directory) | directory | single file.
+REF = name of a checkpoint that is here (shipped with the zoo, or in a weights directory) | repository of the Hub
+that was pulled, owner/name[@revision] | directory | single file.
 A name wins over a directory of the same name, so that a command means the same wherever it is typed; `./name` is the
 directory.
 """
@@ -26,9 +27,11 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th")
 """Where none of these is there, the only file that is named so is taken."""
 CONFIG_FILE = "config.json"
 CARD_FILE = "card.json"
+PROVENANCE_FILE = "provenance.json"
+"""Of a checkpoint that was pulled: from where, which commit, the hashes, how it was translated (zoo/hub/pull.py)."""
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,14 @@ class Checkpoint:
     file: Path
     directory: Path | None = None
     """None for a single file: nothing beside it is taken to belong to it."""
+    name: str | None = None
+    """Of a repository, where it is one."""
 
     @property
     def shown(self) -> str:
         """The checkpoint as a user would write it: relative to the working directory where it is below it."""
+        if self.name is not None:
+            return self.name
         path = self.directory or self.file
         cwd = Path.cwd()
         return str(path.relative_to(cwd)) if path.is_relative_to(cwd) and path != cwd else str(path)
@@ -53,6 +60,10 @@ class Checkpoint:
     def card(self) -> dict[str, Any]:
         """card.json: what was measured of these weights, and where they come from; {} without one."""
         return self._json(CARD_FILE) or {}
+
+    def provenance(self) -> dict[str, Any]:
+        """provenance.json: where a pulled checkpoint comes from; {} for any other."""
+        return self._json(PROVENANCE_FILE) or {}
 
     def _json(self, name: str) -> dict[str, Any] | None:
         if self.directory is None or not (self.directory / name).exists():
@@ -114,6 +125,33 @@ def _children(root: Path) -> Iterator[Path]:
         return
 
 
+def hub_id(ref: str) -> tuple[str, str | None] | None:
+    """(owner/name, revision) of a REF that is written as a repository of the Hub, else None."""
+    found = _HUB_ID.fullmatch(ref)
+    return (found[1], found[2]) if found else None
+
+
+def folder(repo_id: str) -> str:
+    """The name under which a repository is kept: owner--name."""
+    return repo_id.replace("/", "--")
+
+
+def _pulled(repo_id: str, revision: str | None) -> Checkpoint | None:
+    """A repository that was pulled, if it is here. Raises WeightsError if it is here at another revision."""
+    directory = available().get(folder(repo_id))
+    if directory is None:
+        return None
+    found = Checkpoint(directory / WEIGHTS_FILE, directory, repo_id)
+    source = found.provenance()
+    if revision is None or revision in (source.get("revision"), source.get("commit")):
+        return found
+    raise WeightsError(
+        f"there is no {repo_id}@{revision}",
+        f"{repo_id} is here at {source.get('revision')} (commit {str(source.get('commit'))[:12]})",
+        f"`zoo pull {repo_id}@{revision}` takes that one in its place.",
+    )
+
+
 def resolve(ref: str | os.PathLike[str]) -> Checkpoint:
     """The checkpoint that REF names.
 
@@ -122,6 +160,8 @@ def resolve(ref: str | os.PathLike[str]) -> Checkpoint:
     text = os.fspath(ref)
     if not isinstance(ref, Path) and _NAME.fullmatch(text) and (directory := available().get(text)) is not None:
         return Checkpoint(directory / WEIGHTS_FILE, directory)
+    if not isinstance(ref, Path) and (known := hub_id(text)) and (found := _pulled(*known)) is not None:
+        return found
     path = Path(os.path.expanduser(text))
     if os.path.isdir(path):  # os.path says no, where pathlib raises, to a name that the system cannot have
         return Checkpoint(_file_in(path), path)
@@ -150,16 +190,12 @@ def _file_in(directory: Path) -> Path:
 
 
 def _not_found(ref: str) -> WeightsError:
-    names = sorted(available())
+    names = [name.replace("--", "/") for name in sorted(available())]
     close = difflib.get_close_matches(ref, names, n=2, cutoff=0.5)
     if close:
         fix = f"Did you mean {' or '.join(close)}?"
     elif _HUB_ID.fullmatch(ref):
-        owner_name, _, revision = ref.partition("@")
-        pinned = f" --revision {revision}" if revision else ""
-        local = owner_name.partition("/")[2]
-        get = f"hf download {owner_name}{pinned} --local-dir {local}"
-        fix = f"If it is a repository of the Hugging Face Hub: `{get}`, then --weights ./{local}"
+        fix = f"If it is a repository of the Hugging Face Hub, `zoo pull {ref}` fetches it."
     else:
         fix = "`zoo list` shows the checkpoints that are here; a directory or a file of weights will do as well."
     return WeightsError(

@@ -56,24 +56,36 @@ def read(path: str | os.PathLike[str]) -> TensorFile:
     if start > file.size:
         why = f"it is truncated: the header alone takes {start:,} bytes, the file has {file.size:,}"
         raise WeightsError(what, why, _DOWNLOAD_AGAIN)
-    try:
-        if length > LIMIT_HEADER:
-            raise _Damaged(f"it takes {length:,} bytes; no checkpoint has that many tensors")
-        infos, offsets, metadata = parse_header(file[8:start])
-        end = max((offsets[name] + info.nbytes for name, info in infos.items()), default=0)
-    except _Damaged as damaged:
-        raise WeightsError(what, f"its header is damaged: {damaged}", _DOWNLOAD_AGAIN) from damaged
-    except _Unknown as unknown:
-        raise WeightsError(what, str(unknown), "Convert the file with the library that wrote it.") from unknown
-    if start + end != file.size:
-        why = f"its header describes {start + end:,} bytes, the file has {file.size:,}: truncated, or damaged"
+    if length > LIMIT_HEADER:
+        why = f"its header takes {length:,} bytes: no checkpoint has that many tensors"
         raise WeightsError(what, why, _DOWNLOAD_AGAIN)
+    infos, offsets, metadata = _checked(file[8:start], file.size - start, what)
     swapped = sys.byteorder == "big"
     places = {
         name: Place(info, file, start + offsets[name], swapped=swapped and info.dtype.itemsize > 1)
         for name, info in infos.items()
     }
     return TensorFile(path, places, metadata)
+
+
+def check_header(text: bytes, rest: int, what: str) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """(infos, metadata) of a header with `rest` bytes behind it. Raises WeightsError(what, ...)."""
+    infos, _, metadata = _checked(text, rest, what)
+    return infos, metadata
+
+
+def _checked(text: bytes, rest: int, what: str) -> tuple[dict[str, TensorInfo], dict[str, int], dict[str, str]]:
+    try:
+        infos, offsets, metadata = _parse(text)
+    except _Damaged as damaged:
+        raise WeightsError(what, f"its header is damaged: {damaged}", _DOWNLOAD_AGAIN) from damaged
+    except _Unknown as unknown:
+        raise WeightsError(what, str(unknown), "Convert the file with the library that wrote it.") from unknown
+    end = sum(info.nbytes for info in infos.values())
+    if end != rest:
+        why = f"its header describes {end:,} bytes, the file has {rest:,}: truncated, or damaged"
+        raise WeightsError(what, why, _DOWNLOAD_AGAIN)
+    return infos, offsets, metadata
 
 
 class _Damaged(Exception):
@@ -84,7 +96,7 @@ class _Unknown(Exception):
     """A dtype that the zoo does not read."""
 
 
-def parse_header(text: bytes) -> tuple[dict[str, TensorInfo], dict[str, int], dict[str, str]]:
+def _parse(text: bytes) -> tuple[dict[str, TensorInfo], dict[str, int], dict[str, str]]:
     """(infos, offset of each tensor behind the header, metadata); the tensors fill their bytes without hole or overlap.
 
     Raises _Damaged and _Unknown.

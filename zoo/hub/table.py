@@ -314,14 +314,14 @@ class Table:
     ) -> None:
         """Adds a step whose result has the target's shape, or a misfit that says which source shape would have."""
         gathered.used.add(step.source)
-        if _shape_after(step.functions, source.shape, config) == tuple(target.shape):
+        if shape_after(step.functions, source.shape, config) == tuple(target.shape):
             gathered.steps.append(step)
         else:
-            expected = _shape_after(back, target.shape, config)
+            expected = shape_after(back, target.shape, config)
             gathered.misfits.append(Misfit(step.source, tuple(source.shape), expected))
 
 
-def _shape_after(functions: tuple[Function, ...], shape: tuple[int, ...], config: Any) -> tuple[int, ...] | None:
+def shape_after(functions: tuple[Function, ...], shape: tuple[int, ...], config: Any) -> tuple[int, ...] | None:
     """The shape that the functions make of `shape`, or None if they cannot take it.
 
     They run on an array without memory of its own: one element, every stride 0, so even a reshape copies nothing.
