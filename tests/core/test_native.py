@@ -276,6 +276,9 @@ def test_convolution_over_many_tiles_and_blocks(cpu, rng):
     check(cpu, "conv", x, w, counter=CONV, **same)
     check(cpu, "conv", x, w[:, :1, :1], counter=CONV, **conv_settings())  # one product over all pixels
     check(cpu, "conv", x[:, ::2, ::-1], w, counter=CONV, **same)
+    check(cpu, "conv", whole(rng, 1, 2, 600, 5), whole(rng, 6, 2, 4, 5), counter=CONV, **same)  # a row in two parts
+    check(cpu, "conv", whole(rng, 1, 20, 20, 1300), whole(rng, 4, 3, 3, 1300), counter=CONV, **same)  # taps in parts
+    check(cpu, "conv", whole(rng, 2, 9, 9, 512), whole(rng, 4, 3, 3, 512), counter=CONV, **same)  # rows 2 KiB apart
     channels_first = whole(rng, 2, 20, 12, 13).transpose(0, 2, 3, 1)
     check(cpu, "conv", channels_first, whole(rng, 7, 3, 3, 20), counter=CONV, **same)
 

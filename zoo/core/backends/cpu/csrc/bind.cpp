@@ -133,6 +133,7 @@ void set_weight_shape(zoo::Conv& c, const i64* shape, i64 groups) {
     c.outputs = shape[0], c.kernel[0] = shape[1], c.kernel[1] = shape[2];
     c.channels = shape[3] * groups, c.groups = groups;
     check(groups >= 1 && c.outputs % groups == 0 && c.kernel[0] >= 1 && c.kernel[1] >= 1, "the weights do not fit the groups");
+    check(c.channels >= 1, "a convolution needs at least one channel");
 }
 
 i64 packed_conv_size(const zoo::Conv& c) {

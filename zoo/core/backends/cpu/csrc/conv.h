@@ -2,127 +2,154 @@
 //   y[pixel, o] = sum over k, c of X[pixel * stride + k * dilation - pad, c] * w[o, k, c]
 // layout     neighbouring output pixels of one row are the rows of A, `stride` pixels of x apart; for each kernel row, the
 //            values under it are one run in x. So nothing is rearranged (im2col would write every value once for each tap: 15 %
-//            of the time at 64 outputs). The part of x that some output rows need is copied, with its border of zeros, into L2
-//            first, unless it can be read in place. W as for a product, K = (kernel row, kernel column, channel)
-// cache      a tile of about TILE output pixels, its copy of x at most TILE_FLOATS, and KC x NC of W, in L2
-// roof       2 * pixels * outputs * K operations
+//            of the time at 64 outputs). The part of x that some output rows need is first copied, with its border of zeros,
+//            unless it can be read in place. W as for a product, K = (kernel row, kernel column, channel)
+// cache      a tile of about TILE output pixels, its copy of x of at most TILE_FLOATS, and KC x NC of W
+// roof       2 * pixels * outputs * K operations; reaches 0.9 of it on one core where K is 256 or more
 
 constexpr i64 TILE = 256, TILE_FLOATS = 256 << 10;
 constexpr i64 TAPS = 256;  // segments of one pass over K
 
+// What a task computes: rows row0 .. row1 of output pixels (counted through all images), columns w0 .. w1 of each.
 struct ConvJob {
     const Conv* c;
     const float* packed;
-    i64 m, n;  // tasks over rows of output pixels (of all images) and over outputs
+    i64 m, chunks, n;  // tasks over rows, columns, outputs
 };
 
-// x[image, h0 .. h0 + rows, -pad .. , channels of the group] -> to[rows][columns][pixel], zero outside x.
-void copy_window(const Conv& c, i64 image, i64 group, i64 h0, i64 rows, i64 columns, i64 pixel, float* to) {
-    const i64 channels = c.channels / c.groups, *stride = c.x_stride;
-    const float* const x = c.x + image * stride[0] + group * channels * stride[3];
-    const i64 first = at_least(0, at_most(columns, c.pad[1])), end = at_least(first, at_most(columns, c.size[1] + c.pad[1]));
-    for (i64 h = h0; h < h0 + rows; h++, to += columns * pixel) {
+// How x is read, and how K is cut into blocks of whole segments of equal length: a kernel row where it is one run in what is
+// read, else a tap, else a part of a tap.
+struct Reading {
+    i64 channels, width, first;  // columns of output; the column of x where they begin, maybe negative
+    i64 high, wide;              // lines under one output row; columns under all its pixels
+    bool in_place;
+    i64 pixel, line, step;  // distances in what is read: of pixels, of lines, of rows of A
+    bool joined;
+    i64 run, pieces, segments, blocks;
+
+    Reading(const Conv& c, i64 w0, i64 w1) : channels(c.channels / c.groups), width(w1 - w0), first(w0 * c.stride[1] - c.pad[1]) {
+        high = (c.kernel[0] - 1) * c.dilation[0] + 1;
+        wide = (width - 1) * c.stride[1] + (c.kernel[1] - 1) * c.dilation[1] + 1;
+        const bool inside = first >= 0 && first + wide <= c.size[1] && c.pad[0] <= 0 &&
+                            (c.out[0] - 1) * c.stride[0] + high - c.pad[0] <= c.size[0];
+        // rows of A that fall into the same sets of L1 must be moved apart (gemm.h)
+        in_place = inside && c.x_stride[3] == 1 && c.x_stride[2] > 0 && c.stride[1] * c.x_stride[2] * 4 % 2048 != 0;
+        pixel = in_place ? c.x_stride[2] : channels + (c.stride[1] * channels * 4 % 2048 == 0 ? 16 : 0);
+        line = in_place ? c.x_stride[1] : wide * pixel;
+        step = c.stride[1] * pixel;
+        joined = pixel == channels && c.dilation[1] == 1;
+        run = (joined ? c.kernel[1] : 1) * channels;
+        pieces = divide_up(run, KC);
+        segments = c.kernel[0] * (joined ? 1 : c.kernel[1]) * pieces;
+        blocks = pieces > 1 ? segments : divide_up(segments, at_least(1, at_most(TAPS, (KC + KC / 4) / run)));
+    }
+
+    Depth depth(const Conv& c, i64 block, i64* offsets) const {
+        const i64 begin = segments * block / blocks, count = segments * (block + 1) / blocks - begin;
+        const i64 piece = begin % pieces, from = run * piece / pieces;  // more than one piece: one segment per block
+        for (i64 i = 0; i < count; i++) {
+            const i64 tap = (begin + i) / pieces, kh = joined ? tap : tap / c.kernel[1], kw = joined ? 0 : tap % c.kernel[1];
+            offsets[i] = kh * c.dilation[0] * line + kw * c.dilation[1] * pixel + from;
+        }
+        return {count, run * (piece + 1) / pieces - from, offsets};
+    }
+};
+
+// `rows` lines of x from (image, h0) on, the columns and channels that are read, to [rows][wide][pixel]; zero outside x.
+void copy_window(const Conv& c, const Reading& r, i64 image, i64 group, i64 h0, i64 rows, float* to) {
+    const i64* const stride = c.x_stride;
+    const i64 first = at_least(0, at_most(r.wide, -r.first)), end = at_least(first, at_most(r.wide, c.size[1] - r.first));
+    for (i64 h = h0; h < h0 + rows; h++, to += r.line) {
         const bool inside = h >= 0 && h < c.size[0];
-        for (i64 i = 0; i < (inside ? first : columns) * pixel; i++) to[i] = 0;
+        for (i64 i = 0; i < (inside ? first * r.pixel : r.line); i++) to[i] = 0;
         if (!inside) continue;
-        const float* from = x + h * stride[1] + (first - c.pad[1]) * stride[2];
-        if (stride[3] == 1 && stride[2] == pixel) {
-            copy_run(from, (end - first) * pixel, to + first * pixel);
+        const float* from = c.x + image * stride[0] + h * stride[1] + (r.first + first) * stride[2] + group * r.channels * stride[3];
+        if (stride[3] == 1 && stride[2] == r.pixel) {
+            copy_run(from, (end - first) * r.pixel, to + first * r.pixel);
         } else {
             for (i64 w = first; w < end; w++, from += stride[2]) {
                 if (stride[3] == 1) {
-                    copy_run(from, channels, to + w * pixel);
+                    copy_run(from, r.channels, to + w * r.pixel);
                 } else {
-                    for (i64 i = 0; i < channels; i++) to[w * pixel + i] = from[i * stride[3]];
+                    for (i64 i = 0; i < r.channels; i++) to[w * r.pixel + i] = from[i * stride[3]];
                 }
             }
         }
-        for (i64 i = end * pixel; i < columns * pixel; i++) to[i] = 0;
+        for (i64 i = end * r.pixel; i < r.line; i++) to[i] = 0;
     }
+}
+
+// Finds, or copies into `window`, what output rows row .. row1 read, as many as fit a tile. Returns their end; `base` gets where
+// the first pixel of each begins.
+i64 open_tile(const Conv& c, const Reading& r, i64 group, i64 row, i64 row1, float* window, const float** base) {
+    const i64 room = at_least(1, TILE / r.width);
+    i64 end = row;
+    for (i64 used = 0, count; end < row1 && end - row < room; end += count) {
+        const i64 image = end / c.out[0], out = end % c.out[0], h = out * c.stride[0] - c.pad[0];
+        count = at_most(at_most(row1 - end, c.out[0] - out), room - (end - row));
+        const float* at = c.x + image * c.x_stride[0] + h * c.x_stride[1] + r.first * c.x_stride[2] + group * r.channels;
+        if (!r.in_place) {
+            const i64 lines = (TILE_FLOATS - used) / r.line;  // for which there is room
+            if (lines < (count - 1) * c.stride[0] + r.high) count = lines < r.high ? 0 : (lines - r.high) / c.stride[0] + 1;
+            if (count == 0 && end > row) break;
+            count = at_least(count, 1);
+            copy_window(c, r, image, group, h, (count - 1) * c.stride[0] + r.high, window + used);
+            at = window + used;
+            used += ((count - 1) * c.stride[0] + r.high) * r.line;
+        }
+        for (i64 i = 0; i < count; i++) base[end - row + i] = at + i * c.stride[0] * r.line;
+    }
+    return end;
 }
 
 void conv_task(void* context, i64 index) {
     const ConvJob& job = *static_cast<const ConvJob*>(context);
     const Conv& c = *job.c;
-    const i64 ni = index % job.n, mi = index / job.n % job.m, group = index / job.n / job.m;
-    const i64 channels = c.channels / c.groups, outputs = c.outputs / c.groups, K = c.kernel[0] * c.kernel[1] * channels;
-    const i64 row0 = c.batch * c.out[0] * mi / job.m, row1 = c.batch * c.out[0] * (mi + 1) / job.m, panels_n = divide_up(outputs, NR);
-    const i64 high = (c.kernel[0] - 1) * c.dilation[0] + 1, wide = (c.out[1] - 1) * c.stride[1] + (c.kernel[1] - 1) * c.dilation[1] + 1;
+    const i64 ni = index % job.n, chunk = index / job.n % job.chunks, mi = index / job.n / job.chunks % job.m;
+    const i64 group = index / job.n / job.chunks / job.m, outputs = c.outputs / c.groups, panels_n = divide_up(outputs, NR);
+    const i64 row0 = c.batch * c.out[0] * mi / job.m, row1 = c.batch * c.out[0] * (mi + 1) / job.m;
+    const i64 w0 = c.out[1] * chunk / job.chunks, w1 = c.out[1] * (chunk + 1) / job.chunks;
+    const Reading r(c, w0, w1);
+    const i64 K = c.kernel[0] * c.kernel[1] * r.channels;
+    float* const window = r.in_place ? nullptr : scratch(SLOT_A, at_least(TILE_FLOATS, r.high * r.line) + W);
+    const Panels panels(r.width);
+    const bool gather = 2 * r.width < MR;  // too few neighbours to fill a panel: there im2col does pay
 
-    // in place if every tap lies inside x, and the rows of A do not fall into the same sets of L1.
-    const bool inside = c.pad[0] <= 0 && c.pad[1] <= 0 && wide - c.pad[1] <= c.size[1] &&
-                        (c.out[0] - 1) * c.stride[0] + high - c.pad[0] <= c.size[0];
-    const bool in_place = inside && c.x_stride[3] == 1 && c.x_stride[2] > 0 && c.x_stride[2] * c.stride[1] * 4 % 2048 != 0;
-    const i64 pixel = in_place ? c.x_stride[2] : channels + (c.stride[1] * channels * 4 % 2048 == 0 ? 16 : 0), line = in_place ? c.x_stride[1] : wide * pixel;
-    const i64 step = c.stride[1] * pixel;  // between the rows of A
-    float* const window = in_place ? nullptr : scratch(SLOT_A, at_least(TILE_FLOATS, high * line) + W);
-
-    // K in blocks of whole segments of equal length: a kernel row where it is one run, else a tap, else a part of it.
-    const bool joined = pixel == channels && c.dilation[1] == 1;
-    const i64 run = (joined ? c.kernel[1] : 1) * channels, pieces = divide_up(run, KC);
-    const i64 segments = K / at_least(run, 1) * pieces, per_block = at_least(1, at_most(TAPS, (KC + KC / 4) / at_least(run, 1)));
-    const i64 blocks = pieces > 1 ? segments : divide_up(segments, per_block);
     Sweep s{};
     s.b_panel = K * NR, s.b_k = NR;
     s.n0 = panels_n * ni / job.n * NR, s.n1 = at_most(outputs, panels_n * (ni + 1) / job.n * NR);
     s.c_m = c.outputs;
     s.bias = c.bias ? c.bias + group * outputs : nullptr;
     s.activation = c.activation;
-    const Panels panels(c.out[1]);
-    const bool gather = 2 * c.out[1] < MR;  // too few neighbours to fill a panel: then im2col does pay
-
     for (i64 row = row0, end; row < row1; row = end) {
-        const float* base[TILE];  // of each output row
-        i64 used = 0;
-        for (end = row; end < row1 && (end == row || (end - row + 1) * c.out[1] <= TILE);) {
-            const i64 image = end / c.out[0], out = end % c.out[0], h = out * c.stride[0] - c.pad[0];
-            i64 count = at_most(at_most(row1 - end, c.out[0] - out), at_least(1, TILE / c.out[1] - (end - row)));
-            if (in_place) {
-                for (i64 i = 0; i < count; i++)
-                    base[end - row + i] = c.x + image * c.x_stride[0] + (h + i * c.stride[0]) * line - c.pad[1] * pixel + group * channels;
-            } else {
-                const i64 fit = (TILE_FLOATS - used) / line;  // lines of x for which there is room
-                if (fit < (count - 1) * c.stride[0] + high) count = fit < high ? 0 : (fit - high) / c.stride[0] + 1;
-                if (count == 0 && end > row) break;
-                count = at_least(count, 1);
-                const i64 lines = (count - 1) * c.stride[0] + high;
-                copy_window(c, image, group, h, lines, wide, pixel, window + used);
-                for (i64 i = 0; i < count; i++) base[end - row + i] = window + used + i * c.stride[0] * line;
-                used += lines * line;
-            }
-            end += count;
-        }
-        for (i64 block = 0, k = 0; block < blocks; block++) {
+        const float* base[TILE];
+        end = open_tile(c, r, group, row, row1, window, base);
+        i64 k = 0;
+        for (i64 block = 0; block < r.blocks; block++) {
             i64 offsets[TAPS];
-            const i64 first = segments * block / blocks, count = segments * (block + 1) / blocks - first;
-            for (i64 i = 0; i < count; i++) {
-                const i64 tap = (first + i) / pieces, kw = joined ? 0 : tap % c.kernel[1], kh = joined ? tap : tap / c.kernel[1];
-                offsets[i] = kh * c.dilation[0] * line + kw * c.dilation[1] * pixel + run * (first % pieces) / pieces;
-            }
-            const i64 piece = first % pieces;
-            const Depth depth{count, run * (piece + 1) / pieces - run * piece / pieces, offsets};
+            const Depth depth = r.depth(c, block, offsets);
             s.b = job.packed + (group * panels_n * K + k) * NR;
-            s.first = block == 0, s.last = block + 1 == blocks;
-            const auto rows_at = [&](i64 pixel, int count, const float* a, i64 a_m) {
-                const i64 at = (row * c.out[1] + pixel) * c.outputs + group * outputs;
-                return Rows{count, true, a, a_m, c.y + at, c.residual ? c.residual + at : nullptr};
+            s.first = block == 0, s.last = block + 1 == r.blocks;
+            k += depth.total();
+            const auto rows_at = [&](i64 pixel, int count, const float* a, i64 apart) {
+                const i64 at = (row * c.out[1] + w0 + pixel) * c.outputs + group * outputs;
+                return Rows{count, true, a, apart, c.y + at, c.residual ? c.residual + at : nullptr};
             };
-            if (gather) {
-                const i64 pixels = (end - row) * c.out[1], a_m = row_distance(depth.total());
-                float* const a = scratch(SLOT_X, pixels * a_m + W);
+            if (gather) {  // then all columns are here: w0 is 0
+                const i64 pixels = (end - row) * r.width, apart = row_distance(depth.total());
+                float* const a = scratch(SLOT_X, pixels * apart + W);
                 for (i64 i = 0; i < pixels; i++)
-                    for (i64 q = 0; q < count; q++)
-                        copy_run(base[i / c.out[1]] + i % c.out[1] * step + offsets[q], depth.length, a + i * a_m + q * depth.length);
+                    for (i64 q = 0; q < depth.count; q++)
+                        copy_run(base[i / r.width] + i % r.width * r.step + offsets[q], depth.length, a + i * apart + q * depth.length);
                 const Panels all(pixels);
                 sweep(s, {1, depth.total(), NO_OFFSET}, all.count,
-                      [&](i64 p) { return rows_at(all.start(p), all.rows(p), a + all.start(p) * a_m, a_m); });
+                      [&](i64 p) { return rows_at(all.start(p), all.rows(p), a + all.start(p) * apart, apart); });
             } else {
                 sweep(s, depth, (end - row) * panels.count, [&](i64 p) {
                     const i64 line = p / panels.count, q = p % panels.count, from = panels.start(q);
-                    return rows_at(line * c.out[1] + from, panels.rows(q), base[line] + from * step, step);
+                    return rows_at(line * c.out[1] + from, panels.rows(q), base[line] + from * r.step, r.step);
                 });
             }
-            k += depth.total();
         }
     }
 }
@@ -251,11 +278,13 @@ void conv_k_major(const Conv& c, const i64 need[2]) {
             i64 need[2];
             float* to;
         } copy{c, {need[0], need[1]}, scratch(SLOT_X, c.channels * need[0] * need[1] * c.batch + W)};
-        copy.c.channels = c.batch, copy.c.x_stride[0] = c.x_stride[3], copy.c.x_stride[3] = 1;
+        Conv& t = copy.c;
+        t.channels = c.batch, t.x_stride[0] = c.x_stride[3], t.x_stride[3] = 1;
         parallel(c.channels, [](void* context, i64 n) {
             const Copy& j = *static_cast<Copy*>(context);
-            const i64 pixel = j.c.channels;
-            copy_window(j.c, n, 0, -j.c.pad[0], j.need[0], j.need[1], pixel, j.to + n * j.need[0] * j.need[1] * pixel);
+            Reading r(j.c, 0, j.c.out[1]);
+            r.wide = j.need[1], r.pixel = j.c.channels, r.line = r.wide * r.pixel;
+            copy_window(j.c, r, n, 0, -j.c.pad[0], j.need[0], j.to + n * j.need[0] * r.line);
         }, &copy);
         job.x = copy.to;
         job.x_stride[2] = c.batch, job.x_stride[1] = need[1] * c.batch, job.x_stride[0] = need[0] * job.x_stride[1];
@@ -303,9 +332,11 @@ void conv(const Conv& given) {
         g.c = c.y, g.c_m = c.outputs, g.bias = c.bias, g.residual = c.residual, g.activation = c.activation;
         return gemm_one(g);
     }
-    const i64 T = threads(), worth = at_least(1, 2 * pixels * c.outputs * K / 1000000), tiles = divide_up(pixels, TILE);
-    ConvJob job{&c, c.packed, 1, 1};
-    job.m = at_least(1, at_most(at_most(worth, divide_up(tiles, T) * T), at_most(pixels / 28, c.batch * c.out[0])));
-    if (job.m * c.groups < at_most(T, worth)) job.n = at_most(divide_up(T, job.m * c.groups), at_least(outputs / 64, 1));
-    parallel(c.groups * job.m * job.n, conv_task, &job);
+    const i64 T = threads(), worth = at_least(1, 2 * pixels * c.outputs * K / 1000000), rows = c.batch * c.out[0];
+    ConvJob job{&c, c.packed, 1, divide_up(c.out[1], TILE), 1};
+    job.m = at_most(at_most(worth, divide_up(divide_up(pixels, TILE), T) * T), at_most(pixels / 28, rows));
+    job.m = at_least(1, job.m);
+    const i64 tasks = job.m * job.chunks * c.groups;
+    if (tasks < at_most(T, worth)) job.n = at_most(divide_up(T, tasks), at_least(outputs / 64, 1));
+    parallel(tasks * job.n, conv_task, &job);
 }
