@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from zoo.hub.download import Progress
 from zoo.hub.files import sync_directory, writing
 from zoo.hub.formats import read
 from zoo.hub.load import IDENTITY, identify
-from zoo.hub.mapped import TensorInfo
+from zoo.hub.mapped import TensorInfo, row_blocks
 from zoo.hub.remote import COMPANIONS
 from zoo.hub.safetensors import write_each
 from zoo.hub.table import shape_after
@@ -64,18 +65,20 @@ def export(
         made = directory.parent / f".{directory.name}.{secrets.token_hex(4)}.tmp"
         done = 0
 
-        def array(name: str) -> np.ndarray:
+        def parts(name: str) -> Iterator[np.ndarray]:
             nonlocal done
-            done += infos[name].nbytes
-            if progress is not None:
-                progress(done, total, f"exporting {checkpoint.shown}")
-            return plan.apply(steps[name], tensors[steps[name].source])
+            for part in row_blocks(plan.apply(steps[name], tensors[steps[name].source])):
+                yield part
+                done += part.nbytes
+                if progress is not None:
+                    progress(done, total, f"exporting {checkpoint.shown}")
+            tensors.forget(steps[name].source)
 
         try:
             with writing(directory):
                 made.mkdir(parents=True)
                 _companions(checkpoint, made)
-            write_each(made / refs.WEIGHTS_FILE, infos, array, METADATA)
+            write_each(made / refs.WEIGHTS_FILE, infos, parts, METADATA)
             with writing(directory):
                 with contextlib.suppress(FileNotFoundError):
                     directory.rmdir()

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,9 @@ class MappedFile:
         try:
             with path.open("rb") as file:
                 self.size = os.fstat(file.fileno()).st_size
-                self._bytes = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ) if self.size else b""
+                # an empty file cannot be mapped
+                empty = self.size == 0
+                self._bytes: Any = b"" if empty else mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or str(error)
             raise WeightsError(what, why, "Check the file's permissions.") from error
@@ -77,6 +80,14 @@ class MappedFile:
         moved = np.frombuffer(self._bytes, np.uint8, count * dtype.itemsize, offset).copy().view(dtype)
         moved.flags.writeable = False
         return moved
+
+    def forget(self, offset: int, nbytes: int) -> None:
+        """Lets go of the pages of a part that was read: the file stays, and they are read again if need be."""
+        if hasattr(mmap, "MADV_DONTNEED") and nbytes:
+            start = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+            length = (offset + nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
+            if length > 0:
+                self._bytes.madvise(mmap.MADV_DONTNEED, start, length)
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,17 @@ class Place:
         return np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False)
 
 
+def row_blocks(array: np.ndarray, limit: int = 16 << 20) -> Iterator[np.ndarray]:
+    """The array in parts along its first axis of at most `limit` bytes, or one row: what must be worked out for all of
+    it is then worked out for a part at a time."""
+    if array.ndim == 0 or array.nbytes <= limit:
+        yield array
+        return
+    rows = max(1, limit * len(array) // array.nbytes)
+    for start in range(0, len(array), rows):
+        yield array[start : start + rows]
+
+
 class TensorFile(Mapping[str, np.ndarray]):
     """An open checkpoint: tensor name -> array, made at each look-up. `.infos` and `.metadata` come from headers.
 
@@ -132,6 +154,11 @@ class TensorFile(Mapping[str, np.ndarray]):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def forget(self, name: str) -> None:
+        """A tensor's pages are not needed in memory any more."""
+        place = self.places[name]
+        place.file.forget(place.offset, place.info.nbytes)
 
     def close(self) -> None:
         self.places = {}

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from zoo.hub.download import Progress
 from zoo.hub.files import write_json, writing
 from zoo.hub.formats import read
 from zoo.hub.load import LAYOUT, Identified, check_dtypes, identify
-from zoo.hub.mapped import TensorFile, TensorInfo
+from zoo.hub.mapped import TensorFile, TensorInfo, row_blocks
 from zoo.hub.remote import RemoteFile, Repository
 from zoo.hub.request import PATIENCE, Patience
 from zoo.hub.safetensors import write_each
@@ -151,7 +152,8 @@ def pull(
         else:
             if weights.name.endswith(".json"):
                 repo.get(weights.name, published, progress)
-            _make_room(repo, published, sum(f.size for f in _files(repo, weights, published)), 0)
+            stored = sum(file.size for file in _files(repo, weights, published))
+            _make_room(repo, published, stored, stored)
         for file in _files(repo, weights, published):
             repo.get(file.name, published, progress)
         with read(published / weights.name) as tensors:
@@ -198,21 +200,23 @@ def _write(
         directory.mkdir(parents=True)
         for file in repo.companions():
             shutil.copyfile(published / file.name, directory / file.name)
-    source_of = {step.target: step for step in made.plan.steps}
+    step_to = {step.target: step for step in made.plan.steps}
     done = 0
 
-    def array(name: str) -> np.ndarray:
+    def parts(name: str) -> Iterator[np.ndarray]:
         nonlocal done
-        value = _translated(made, source_of[name], tensors)
-        done += value.nbytes
-        if progress is not None:
-            progress(done, made.memory, f"translating {repo.id}")
-        return value
+        for part in _translated(made, step_to[name], tensors):
+            yield part
+            done += part.nbytes
+            if progress is not None:
+                progress(done, made.memory, f"translating {repo.id}")
+        tensors.forget(step_to[name].source)
 
     weights = directory / refs.WEIGHTS_FILE
     if made.as_published:
         for name in made.target:
-            array(name)
+            for _ in parts(name):
+                pass  # its numbers are looked at
         with writing(weights):
             _link(published / made.weights[0].name, weights)
     else:
@@ -223,7 +227,7 @@ def _write(
             "zoo.config": json.dumps(dataclasses.asdict(made.known.config)),
             "zoo.source": json.dumps(source),
         }
-        write_each(weights, made.target, array, about)
+        write_each(weights, made.target, parts, about)
     write_json(directory / refs.PROVENANCE_FILE, source)
 
 
@@ -231,24 +235,20 @@ def _hash(file: RemoteFile) -> dict[str, str]:
     return {"sha256": file.sha256} if file.sha256 else {"git_blob": file.git_blob}
 
 
-def _translated(made: Preview, step: Step, tensors: TensorFile) -> np.ndarray:
-    """One tensor as it is kept. Raises WeightsError if it holds a NaN, or a number that the chosen dtype does not."""
-    value = made.plan.apply(step, tensors[step.source])
-    if not is_float(value.dtype):
-        return value
+def _translated(made: Preview, step: Step, tensors: TensorFile) -> Iterator[np.ndarray]:
+    """One tensor as it is kept, in parts. Raises WeightsError for a NaN, or a number too large for the chosen dtype."""
     what = f"cannot use {made.repo.id}"
-    if np.isnan(value).any():
-        why = f"{step.source} holds NaN: no answer of this model would be a number"
-        raise WeightsError(what, why, "Use another revision, or another checkpoint.")
     wanted = made.target[step.target].dtype
-    if value.dtype == wanted:
-        return value
-    with np.errstate(over="ignore"):
-        kept = value.astype(wanted)
-    if (np.isinf(kept) & ~np.isinf(value)).any():
-        why = f"{step.source} holds numbers that are too large for {wanted}"
-        raise WeightsError(what, why, "Choose --dtype bf16 or f32, or none.")
-    return kept
+    for part in row_blocks(made.plan.apply(step, tensors[step.source])):
+        if is_float(part.dtype) and np.isnan(part).any():
+            why = f"{step.source} holds NaN: no answer of this model would be a number"
+            raise WeightsError(what, why, "Use another revision, or another checkpoint.")
+        with np.errstate(over="ignore"):
+            kept = part.astype(wanted, copy=False)
+        if kept.dtype != part.dtype and (np.isinf(kept) & ~np.isinf(part)).any():
+            why = f"{step.source} holds numbers that are too large for {wanted}"
+            raise WeightsError(what, why, "Choose --dtype bf16 or f32, or none.")
+        yield kept
 
 
 def _link(source: Path, target: Path) -> None:

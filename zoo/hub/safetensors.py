@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,17 +145,17 @@ def write(
     """Writes arrays to a safetensors file. See `write_each`."""
     arrays = {name: np.asarray(value) for name, value in tensors.items()}
     infos = {name: TensorInfo(array.shape, array.dtype.newbyteorder("=")) for name, array in arrays.items()}
-    write_each(path, infos, arrays.__getitem__, metadata)
+    write_each(path, infos, lambda name: [arrays[name]], metadata)
 
 
 def write_each(
     path: str | os.PathLike[str],
     infos: Mapping[str, TensorInfo],
-    array: Callable[[str], np.ndarray],
+    parts: Callable[[str], Iterable[np.ndarray]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a safetensors file, atomically: readers see the old file or the whole new one. `array(name)` is asked for
-    each tensor in turn, so that one is in memory at a time; it must be what `infos` says.
+    """Writes a safetensors file, atomically: readers see the old file or the whole new one. `parts(name)` is asked for
+    each tensor in turn; its parts, one after the other in C order, must come to what `infos` says.
 
     The same content is the same bytes, so that checkpoints can be compared by hash; the library's own writer orders the
     metadata anew each time (safetensors 0.8). Tensors lie by falling item size, then name, which keeps each aligned.
@@ -169,10 +169,12 @@ def write_each(
     with atomic(path) as part, part.open("wb") as file:
         file.write(_header(infos, order, metadata or {}))
         for name in order:
-            value = np.asarray(array(name), order="C")
-            value = value.astype(value.dtype.newbyteorder("<"), copy=False)
-            assert (value.shape, value.nbytes) == (infos[name].shape, infos[name].nbytes), name
-            file.write(value.reshape(-1).view(np.uint8).data)
+            end = file.tell() + infos[name].nbytes
+            for part_of_it in parts(name):
+                value = np.asarray(part_of_it, order="C")
+                value = value.astype(value.dtype.newbyteorder("<"), copy=False)
+                file.write(value.reshape(-1).view(np.uint8).data)
+            assert file.tell() == end, name
 
 
 def _header(infos: Mapping[str, TensorInfo], order: list[str], metadata: Mapping[str, str]) -> bytes:
