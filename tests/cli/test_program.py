@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -260,10 +259,7 @@ def process(*arguments: str, path: str = "", **keywords) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [path, str(ROOT)]))}
     environment |= keywords.pop("env", {})
     command = [sys.executable, "-m", "zoo", *arguments]
-    # a program started in the background of a script may inherit that Ctrl-C is ignored
-    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, env=environment, preexec_fn=heard, **pipes, **keywords)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **keywords)
 
 
 def test_a_terminal_without_unicode(scaler, site):

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 class Hub(http.server.ThreadingHTTPServer):
     """`revisions[name]` = files by name. `plan[part of a path]` = what to do with the next such requests, then: serve.
-    What can be done: a status, (status, X-Error-Code), "drop", "stall", "damage", "slow"."""
+    What can be done: a status, (status, X-Error-Code), "drop", "stall", "damage", "slow", "moved"."""
 
     daemon_threads = True
 
@@ -72,6 +72,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if isinstance(act, int | tuple):
             status, code = act if isinstance(act, tuple) else (act, "")
             return self.answer(status, {"X-Error-Code": code} if code else {})
+        if act == "moved":
+            return self.answer(307, {"Location": f"{self.path}?moved"})
         parts = path.strip("/").split("/")
         if parts[:2] == ["api", "models"]:
             if parts[2:4] != ["owner", "name"]:

@@ -7,6 +7,8 @@ import json
 import multiprocessing
 import os
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -123,7 +125,7 @@ def test_every_kind_of_file(scaler, tmp_path, kind):
     del published["model.safetensors"]
     halves = {"part-1": {"factors.w": W, "steps": np.array(7)}, "part-2": {"bias": B}}
     if kind.startswith("torch"):
-        torch = pytest.importorskip("torch", reason="it writes the files of this test")
+        torch = pytest.importorskip("torch", reason="torch is not installed; it writes the files of this test")
 
         def pack(tensors) -> bytes:
             torch.save({k: torch.from_numpy(np.asarray(v)) for k, v in tensors.items()}, tmp_path / "t")
@@ -315,9 +317,10 @@ def test_a_gated_repository_whose_listing_is_public(scaler, status):
 
 def test_the_token_goes_to_the_hub_and_nowhere_else(scaler, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    scaler.plan["/resolve/"] = ["moved"]  # on the same host, where the token goes along
     get()
-    sent = {path.split("/")[1]: headers.get("Authorization") for path, headers in scaler.asked}
-    assert sent == {"api": "Bearer hf_secret", "owner": "Bearer hf_secret", "cdn": None}
+    sent = {(path.split("/")[1], headers.get("Authorization")) for path, headers in scaler.asked}
+    assert sent == {("api", "Bearer hf_secret"), ("owner", "Bearer hf_secret"), ("cdn", None)}
 
 
 def test_unknown_names_and_revisions(scaler):
@@ -366,6 +369,45 @@ def test_a_disk_that_fills_while_translating(scaler, weights, monkeypatch):
         assert "is full" in str(refused())
     assert not (weights / "owner--name").exists()
     assert get().fresh
+
+
+FULL = """
+import os, subprocess, sys
+from zoo.cli.main import main
+from zoo.hub import load
+home = os.environ["ZOO_WEIGHTS"]
+for inodes in range(2, 20):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size=4m,nr_inodes={inodes}", "tmpfs", home], check=True)
+    code = main(["pull", "owner/name", "-q"])
+    there = os.path.exists(home + "/owner--name")
+    assert there == (code == 0), (inodes, code)
+    if there:
+        load("owner/name", device="numpy")
+    print(code)
+    subprocess.run(["umount", "-l", home], check=True)
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", home], check=True)
+print(main(["pull", "owner/name", "-q"]))
+"""
+
+
+def test_a_disk_that_is_really_full(scaler, weights):
+    """Small file systems in memory, with room for more and more files: a pull is refused at each of its steps, until it
+    succeeds; and one with too little room for bytes."""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a file system of his own (unshare -rm)")
+    tensors = {"factors.w": np.ones((3, 20_000), np.float32), "bias": np.ones(20_000, np.float32)}
+    config = b'{"model_type": "scaler", "inputs": 3, "outputs": 20000}'
+    scaler.revisions["main"] = files(tensors, **{"config.json": config})
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([str(root), str(weights.parent / "site")])
+    command = ["unshare", "-rm", sys.executable, "-c", FULL]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    *codes, last = (line for line in done.stdout.splitlines() if line in ("0", "1"))
+    assert codes == sorted(codes, reverse=True) and (codes[0], codes[-1], last) == ("1", "0", "1")
+    told = done.stderr.split("zoo: ")[1:]
+    assert len(told) == codes.count("1") + 1 and all(len(text.strip().splitlines()) == 3 for text in told)
+    assert all("full" in text for text in told[:-1]) and "MB free" in told[-1]
 
 
 # --- several processes, and processes that die ------------------------------------------------------------------------

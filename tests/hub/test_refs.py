@@ -60,10 +60,14 @@ def test_directories_and_files(weights):
     assert refs.resolve("one").file == Path("one/other.safetensors")
     assert refs.resolve("one/other.safetensors") == refs.Checkpoint(Path("one/other.safetensors"))
     checkpoint(Path("one"), "second.safetensors")
-    with pytest.raises(WeightsError, match=r"2 files of weights: other\.safetensors, second\.safetensors"):
+    with pytest.raises(WeightsError, match=r"2 \.safetensors files: other\.safetensors, second\.safetensors"):
         refs.resolve("one")
     checkpoint(Path("one"))
     assert refs.resolve("one").file == Path("one/model.safetensors")
+    (Path("one") / "training_args.bin").touch()
+    Path("torch").mkdir()
+    (Path("torch") / "resnet.th").touch()
+    assert refs.resolve("torch").file == Path("torch/resnet.th")
     Path("none").mkdir()
     with pytest.raises(WeightsError, match=r"holds no model\.safetensors"):
         refs.resolve("none")

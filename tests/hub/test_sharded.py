@@ -47,7 +47,7 @@ def test_a_directory_with_an_index_is_a_checkpoint(whole):
 
 
 def test_shards_of_torch_save(tmp_path):
-    torch = pytest.importorskip("torch", reason="it writes the files of this test")
+    torch = pytest.importorskip("torch", reason="torch is not installed; it writes the files of this test")
     for file, value in (("pytorch_model-1.bin", A), ("pytorch_model-2.bin", B)):
         torch.save({file[-5]: torch.from_numpy(value)}, tmp_path / file)
     path = index(tmp_path, {"1": "pytorch_model-1.bin", "2": "pytorch_model-2.bin"}, "pytorch_model.bin.index.json")
