@@ -217,7 +217,8 @@ def torch_values(torch):
         "dtypes": {str(kind): base.to(kind) for kind in kinds},
         "empty": {"none": torch.zeros(0, 3), "scalar": torch.tensor(2.5)},
         "nested": {"state_dict": module.state_dict(), "optimizer": {"state": {0: {"step": torch.tensor(1)}}},
-                   "best": np.float64(0.9), "top": np.int64(3), "shape": base.shape, "device": torch.device("cpu"), "dtype": torch.float32},
+                   "best": np.float64(0.9), "top": np.int64(3),
+                   "shape": base.shape, "device": torch.device("cpu"), "dtype": torch.float32},
     }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ WEIGHTS_FILE = "model.safetensors"
 WHOLE = (WEIGHTS_FILE, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Files that are a directory's checkpoint whatever else lies there, best first."""
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th")
-"""Where none of these is there, the only file that is named so is taken."""
+"""Where none of these is there, the only file of the first of these kinds that is."""
 CONFIG_FILE = "config.json"
 CARD_FILE = "card.json"
 PROVENANCE_FILE = "provenance.json"
@@ -174,14 +174,16 @@ def _file_in(directory: Path) -> Path:
     for name in WHOLE:
         if (directory / name).is_file():
             return directory / name
-    files = sorted(path for path in directory.glob("*") if path.suffix in SUFFIXES and path.is_file())
-    if len(files) == 1:
-        return files[0]
-    if files:
+    for suffix in SUFFIXES:
+        files = sorted(path for path in directory.glob(f"*{suffix}") if path.is_file())
+        if len(files) == 1:
+            return files[0]
+        if not files:
+            continue
         names = ", ".join(file.name for file in files[:4]) + (", ..." if len(files) > 4 else "")
         raise WeightsError(
             f"cannot use {directory}",
-            f"it holds {len(files)} files of weights: {names}",
+            f"it holds {len(files)} {suffix} files: {names}",
             "Name the one that you mean.",
         )
     raise WeightsError(

@@ -101,5 +101,7 @@ def remove(ref: str) -> Path:
 
 def remove_tree(path: Path) -> None:
     """A directory and all below it, if it is there; links are removed, not followed."""
-    if path.exists():
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
         shutil.rmtree(path)

@@ -22,7 +22,7 @@ import numpy as np
 
 from zoo.core.errors import WeightsError
 from zoo.hub.mapped import LIMIT_DIMENSIONS, MappedFile, Place, TensorFile, TensorInfo
-from zoo.hub.unpickle import LIMIT_BYTES, Global, Machine, Refused, ordered_dict
+from zoo.hub.unpickle import IGNORED, LIMIT_BYTES, Global, Machine, Refused, ordered_dict
 from zoo.hub.zip_spans import spans
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
@@ -231,13 +231,22 @@ def _parameter(tensor: Any, *_: Any) -> Stored:
     return tensor
 
 
+def _ignored(*_: Any) -> Any:
+    return IGNORED
+
+
 _CALLED: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": ordered_dict,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
     "torch.Size": _counts,
-    "torch.device": lambda *name: None,  # where a tensor lay is nothing to us
+    # where a tensor lay, and the best accuracy so far as a numpy scalar: nothing to us
+    "torch.device": _ignored,
+    "numpy.core.multiarray.scalar": _ignored,
+    "numpy._core.multiarray.scalar": _ignored,
+    "numpy.dtype": _ignored,
+    "_codecs.encode": _ignored,
 }
 NAMES: dict[str, Any] = {
     **{name: Global(name, make) for name, make in _CALLED.items()},

@@ -36,6 +36,8 @@ class Global:
     """Builds a plain value from plain values. Raises Refused if they are not what it takes."""
 
 
+IGNORED = object()
+"""Stands for a value that is nothing to us; whatever is done to it is nothing too."""
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -123,7 +125,8 @@ class Machine:
             push(self._called(function, arguments))
         elif name == "BUILD":  # attributes of the OrderedDict that state_dict() gives: versions of layers
             self._pop()
-            self._top(dict)
+            if self._top() is not IGNORED:
+                self._top(dict)
         elif name == "BINPERSID":
             push(self._persistent(self._pop()))
         elif name == "POP":
