@@ -18,8 +18,8 @@ settings.load_profile("zoo")
 def pytest_configure(config: Any) -> None:
     """pytest sets the warning filters anew for each test: zoo's own, of infinities and NaN in kernels, is repeated
     here; what it does not cover would reach users, so it is an error."""
-    # pytest started in the background of a script may have inherited that Ctrl-C is ignored, and would pass that on to the
-    # programs that tests start and interrupt
+    # pytest started in the background of a script may have inherited that Ctrl-C is ignored, and would pass that on to
+    # the programs that tests start and interrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("filterwarnings", "error::RuntimeWarning")
     config.addinivalue_line("filterwarnings", r"ignore::RuntimeWarning:zoo\.core\.backends\.numpy")
