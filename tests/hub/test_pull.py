@@ -333,8 +333,10 @@ def test_without_a_network_what_is_here_still_loads(scaler, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert "cannot be reached" in refused().why and "network" in refused().fix
     assert np.array_equal(factors(), W.T)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE" in refused().why
+    pulling = [sys.executable, "-m", "zoo", "pull", "owner/name"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    told = subprocess.run(pulling, env=environment, capture_output=True, text=True)
+    assert told.returncode == 1 and "offline mode is on (HF_HUB_OFFLINE)" in told.stderr
 
 
 def test_something_that_is_no_hub(scaler):
@@ -474,3 +476,18 @@ def test_killed_between_the_two_renames(scaler, weights):
     (weights / ".owner--name.pull").mkdir()
     (weights / "owner--name").rename(weights / ".owner--name.pull" / "old")
     assert not get().fresh and np.array_equal(factors(), W.T)
+    assert sorted(os.listdir(weights)) == [".owner--name.lock", "owner--name"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "provenance.json"])
+def test_what_somebody_damaged_is_fetched_anew(scaler, weights, name):
+    get()
+    (weights / "owner--name" / name).unlink()
+    (weights / "owner--name" / "provenance.json").open("a").write(" " if name != "provenance.json" else "{")
+    assert get().fresh and np.array_equal(factors(), W.T)
+
+
+def test_killed_before_it_cleared_up(scaler, weights):
+    get()
+    (weights / ".owner--name.pull" / "old").mkdir(parents=True)
+    assert not get().fresh and sorted(os.listdir(weights)) == [".owner--name.lock", "owner--name"]

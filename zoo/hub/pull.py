@@ -133,10 +133,12 @@ def pull(
     kept_as = "published" if dtype is None else dtype_of(dtype).name
     with store.locked(repo_id) as work:
         had = store.provenance(repo_id)
-        if revision is not None and revision == had.get("commit") and _is_current(had, revision, kept_as):
-            return Pulled(store.place(repo_id), had["port"], fresh=False)  # a commit never changes: nobody is asked
-        repo = remote.find(repo_id, revision, patience)
-        if _is_current(had, repo.commit, kept_as):
+        commit, repo = revision, None
+        if not _is_current(had, revision, kept_as):  # a commit never changes: where it is here, nobody is asked
+            repo = remote.find(repo_id, revision, patience)
+            commit = repo.commit
+        if repo is None or _is_current(had, commit, kept_as):
+            store.remove_tree(work)  # a process killed at its very end leaves it
             return Pulled(store.place(repo_id), had["port"], fresh=False)
         published = work / "published"
         weights = repo.weights()
@@ -164,8 +166,8 @@ def pull(
     return Pulled(place, made.known.port.name, fresh=True)
 
 
-def _is_current(had: dict[str, Any], commit: str, kept_as: str) -> bool:
-    return (had.get("commit"), had.get("dtype"), had.get("translator")) == (commit, kept_as, TRANSLATOR)
+def _is_current(had: dict[str, Any], commit: str | None, kept_as: str) -> bool:
+    return bool(had) and (had.get("commit"), had.get("dtype"), had.get("translator")) == (commit, kept_as, TRANSLATOR)
 
 
 def _make_room(repo: Repository, published: Path, to_fetch: int, to_write: int) -> None:

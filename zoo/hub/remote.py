@@ -143,9 +143,9 @@ def _status(error: Exception) -> int:
 
 
 def _passing(error: Exception) -> bool:
-    from huggingface_hub import errors
+    from huggingface_hub import utils as errors
 
-    if isinstance(error, getattr(errors, "OfflineModeIsEnabled", ())):
+    if isinstance(error, errors.OfflineModeIsEnabled):
         return False
     status = _status(error)
     return status in (408, 429) or status >= 500 or (status == 0 and _is_network(error))
@@ -157,10 +157,10 @@ def _is_network(error: Exception) -> bool:
 
 def _explain(error: Exception, repo_id: str, revision: str | None, endpoint: str) -> NoReturn:
     """Raises what a failure of the Hub's client means."""
-    from huggingface_hub import errors
+    from huggingface_hub import utils as errors
 
     what, status, page = f"cannot fetch {repo_id}", _status(error), f"{endpoint}/{repo_id}"
-    if isinstance(error, getattr(errors, "OfflineModeIsEnabled", ())):
+    if isinstance(error, errors.OfflineModeIsEnabled):
         why = "offline mode is on (HF_HUB_OFFLINE), and it is not here"
         raise DownloadError(what, why, "Unset HF_HUB_OFFLINE, or copy the checkpoint here.") from error
     if isinstance(error, errors.GatedRepoError):

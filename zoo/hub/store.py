@@ -25,13 +25,16 @@ def place(repo_id: str) -> Path:
 
 
 def provenance(repo_id: str) -> dict[str, Any]:
-    """Where the checkpoint at a repository's place comes from; {} if none is there.
+    """Where the checkpoint at a repository's place comes from; {} if none is there, or not a whole one.
 
     Raises WeightsError if something else is there: a directory that nobody pulled is not replaced.
     """
     directory = place(repo_id)
     if (directory / refs.PROVENANCE_FILE).is_file():
-        return read_json(directory / refs.PROVENANCE_FILE)
+        with contextlib.suppress(WeightsError):
+            source = read_json(directory / refs.PROVENANCE_FILE)
+            return source if (directory / refs.WEIGHTS_FILE).is_file() and "port" in source else {}
+        return {}
     if os.path.lexists(directory):
         raise WeightsError(
             f"cannot keep {repo_id} in {directory}",
