@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from importlib import import_module
 
 import numpy as np
@@ -92,6 +93,20 @@ def test_one_tensor_is_in_memory_at_a_time(published, monkeypatch):
     monkeypatch.setattr(module, "_Arrays", Counted)
     load("demo", device="numpy")
     assert sorted(alive) == ["factors.bias", "factors.weight"]  # each looked up once, when the model takes it
+
+
+@pytest.mark.parametrize("device", ["numpy", "cpu"])
+def test_weights_that_need_no_change_stay_in_the_mapped_file(published, device):
+    if device == "cpu" and zoo.device().name != "cpu":
+        pytest.skip("the native extension is not built")
+    with read(published / "model.safetensors") as tensors:
+        in_file = tensors["bias"]
+    held = arrays(load("demo", device=device))
+    assert not held["factors.bias"].flags.owndata and np.array_equal(held["factors.bias"], in_file)
+    base = held["factors.bias"]
+    while isinstance(base, np.ndarray):
+        base = base.base
+    assert isinstance(getattr(base, "obj", base), mmap.mmap)
 
 
 def test_config_json_decides_where_it_names_the_model(published):

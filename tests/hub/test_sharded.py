@@ -38,6 +38,7 @@ def refused(path: Path) -> WeightsError:
 
 def test_all_shards_are_one(whole):
     with read(whole) as tensors:
+        assert tensors.nbytes == sum((whole.parent / file).stat().st_size for file in set(MAP.values()))
         assert list(tensors) == ["a", "c", "b"] and tensors.metadata == {"format": "pt"}
         assert all(np.array_equal(tensors[name], array) for name, array in (("a", A), ("b", B), ("c", C)))
 

@@ -351,8 +351,10 @@ def test_bombs_are_cut_short(tmp_path):
     for text in (doubled, b"]" * 5000 + b"a" * 4999, b")" + b"\x85" * 200_000):
         assert "no state dict" in refused(zipped(tmp_path / "a", text)).why
     assert "instructions" in refused(zipped(tmp_path / "a", b"}" * (unpickle.LIMIT_WORK + 1))).why
-    pairs = b"](" + code(("a", 1)) * 1000 + b"eq\x00" + b"ccollections\nOrderedDict\nh\x00\x85R0" * 2000
-    assert "instructions" in refused(zipped(tmp_path / "a", pairs)).why
+    for opened, closed in ((b"](", b"e"), (b"(", b"t")):
+        pairs = opened + code(("a", 1)) * 1000 + closed + b"q\x00"
+        copies = b"ccollections\nOrderedDict\nh\x00\x85R0" * 2000
+        assert "instructions" in refused(zipped(tmp_path / "a", pairs + copies)).why
     assert "data.pkl takes" in refused(zipped(tmp_path / "a", b"N0" * (unpickle.LIMIT_BYTES // 2))).why
 
 

@@ -18,13 +18,13 @@ def info(ref: str, as_json: bool) -> None:
     with read(checkpoint.file) as tensors:
         known = identify(checkpoint, tensors)
         plan = plan_load(checkpoint, tensors.infos, known, known.port.model(known.config).spec())
-        infos, metadata = tensors.infos, tensors.metadata
+        infos, metadata, nbytes = tensors.infos, tensors.metadata, tensors.nbytes
     way = {step.source: step for step in plan.steps}
     document: dict[str, Any] = {
         "model": known.port.name,
         "weights": checkpoint.shown,
         "file": str(checkpoint.file),
-        "bytes": checkpoint.file.stat().st_size,
+        "bytes": nbytes,
         "layout": metadata.get("zoo.layout", "published"),
         "parameters": sum(entry.size for entry in infos.values()),
         "config": dataclasses.asdict(known.config),

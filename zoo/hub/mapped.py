@@ -155,6 +155,11 @@ class TensorFile(Mapping[str, np.ndarray]):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    @property
+    def nbytes(self) -> int:
+        """Of its files."""
+        return sum(size for _, size in {(place.file.path, place.file.size) for place in self.places.values()})
+
     def forget(self, name: str) -> None:
         """A tensor's pages are not needed in memory any more."""
         place = self.places[name]

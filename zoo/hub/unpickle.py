@@ -162,7 +162,7 @@ class Machine:
     def _called(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, Global) or type(arguments) is not tuple:
             raise Refused("its pickle calls something that is no function")
-        self._spend(sum(len(a) for a in arguments if isinstance(a, list)))
+        self._spend(sum(len(a) for a in arguments if isinstance(a, list | tuple)))
         try:
             return function.make(*arguments)
         except TypeError as error:
