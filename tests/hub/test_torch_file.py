@@ -24,6 +24,9 @@ from zoo.hub import torch_file, unpickle
 from zoo.hub.formats import read
 from zoo.hub.mapped import MappedFile, TensorInfo
 
+# damaged text of protocol 0, as pickletools reads it
+pytestmark = pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")
+
 DATA = Path(os.environ.get("ZOO_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data")
 REAL = {
     "mnist-cnn-weights/mnist_cnn_20_50_fc500.pt": (8, "conv1.weight", (20, 1, 5, 5)),
