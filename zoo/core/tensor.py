@@ -12,6 +12,7 @@ import numpy as np
 from zoo.core.device import device as device_of
 from zoo.core.dtype import bfloat16, bool_, dtype, float32, int32, is_float, promote
 from zoo.core.errors import DeviceError, DtypeError, OpError, ShapeError
+from zoo.core.indexing import part
 from zoo.core.prim import Kind, Prim
 from zoo.core.prims import TABLE
 
@@ -411,47 +412,15 @@ def _sizes(old: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _index(x: Tensor, key: Any) -> Tensor:
-    """Basic indexing: integers, slices, None, Ellipsis; or one tensor of integers, which takes rows."""
+    """Basic indexing (see indexing.py), or one tensor of integers, which takes rows."""
     if isinstance(key, Tensor):
         if key.dtype == bool_:
             raise ShapeError(
                 "the shape of x[mask] would depend on values", "Use where(mask, x, 0).", what="cannot index by a mask"
             )
         return bind(TABLE["take"], x, key)
-    keys = list(key) if isinstance(key, tuple) else [key]
-    if any(k is Ellipsis for k in keys):
-        at = next(i for i, k in enumerate(keys) if k is Ellipsis)
-        given = sum(k is not None and k is not Ellipsis for k in keys)
-        keys[at : at + 1] = [slice(None)] * (x.ndim - given)
-    if sum(k is not None for k in keys) > x.ndim:
-        raise IndexError(f"{len(keys)} indices for a tensor of {x.ndim} axes")
-    keys += [slice(None)] * (x.ndim - sum(k is not None for k in keys))
-    start, stop, step, shape, reversed_axes, axis = [], [], [], [], [], 0
-    for k in keys:
-        if k is None:
-            shape.append(1)
-            continue
-        n = x.shape[axis]
-        if isinstance(k, slice):
-            b, e, s = k.indices(n)
-            count = len(range(b, e, s))
-            if s < 0:  # the same values in rising order, then turned round
-                reversed_axes.append(axis)
-                b, s = b + (count - 1) * s, -s
-            b = b if count else 0
-            start.append(b)
-            stop.append(b + (count - 1) * s + 1 if count else b)
-            step.append(s)
-            shape.append(count)
-        else:
-            i = operator.index(k)
-            if not -n <= i < n:
-                raise IndexError(f"index {i} is out of range for axis {axis} of size {n}")
-            start.append(i % n)
-            stop.append(i % n + 1)
-            step.append(1)
-        axis += 1
-    y = bind(TABLE["slice"], x, start=tuple(start), stop=tuple(stop), step=tuple(step))
-    if reversed_axes:
-        y = bind(TABLE["flip"], y, axis=tuple(reversed_axes))
-    return y if y.shape == tuple(shape) else bind(TABLE["reshape"], y, shape=tuple(shape))
+    taken = part(key, x.shape)
+    y = bind(TABLE["slice"], x, start=taken.start, stop=taken.stop, step=taken.step)
+    if taken.flipped:
+        y = bind(TABLE["flip"], y, axis=taken.flipped)
+    return y if y.shape == taken.shape else bind(TABLE["reshape"], y, shape=taken.shape)
