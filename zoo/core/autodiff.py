@@ -213,7 +213,7 @@ def pull(inner: Any, seeds: list[tuple[Var, Any]]) -> dict[Node, Any]:
                 "backward() ran twice over the same values", "the first run freed what they were made from",
                 "Compute the loss again, or add the losses and run backward() once.",
             )  # fmt: skip
-        if type(g) is dict:  # several results: those that nothing used have a gradient of zero
+        if type(g) is dict:  # several results; None stands for one that nothing used
             g = tuple(g.get(i) for i in range(1 + max(g)))
         for parent, argument, cotangent in zip(node.parents, node.args, _cotangents(inner, node, g), strict=True):
             if parent is None or cotangent is None:

@@ -75,7 +75,6 @@ class Prim:
     result: str = "same"
     domain: tuple[float, float] = (-3.0, 3.0)
     ref: Callable[..., float] | None = None
-    doc: str = ""
 
     def __repr__(self) -> str:
         return f"Prim({self.name})"
@@ -118,7 +117,7 @@ class Ops:
 def composite(
     infer: Callable[..., Any], vjp: Callable[..., Any] | NoGradient | None = None, keep: str = "xy"
 ) -> Callable[[Callable[..., Any]], Prim]:
-    """Makes a Prim of a function written in ops: its name, its body, its docstring, its keyword defaults."""
+    """Makes a Prim of a function written in ops: its name, its body, its keyword defaults."""
 
     def make(lower: Callable[..., Any]) -> Prim:
         return Prim(
@@ -129,7 +128,6 @@ def composite(
             lower=lower,
             keep=keep,
             attrs=dict(lower.__kwdefaults__ or {}),
-            doc=lower.__doc__ or "",
         )
 
     return make

@@ -15,7 +15,6 @@ class Progress:
         self.quiet = quiet
         self._bar: Any = None
         self._rows, self._since, self._next = 0, 0.0, 0.0
-        self._speed = ""
 
     def open(self, step: int, total: int) -> None:
         self._total, self._rows, self._since = total, 0, time.perf_counter()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.core.dtype import FLOATS, bool_, int32, is_float
+from zoo.core.dtype import bool_, is_float
 from zoo.core.errors import DtypeError, ShapeError
 from zoo.core.prim import Meta
 
@@ -106,9 +106,3 @@ def need_shape(what: str, got: Any, want: Shape, fix: str = "") -> None:
 def need_ndim(what: str, x: Any, ndim: int, layout: str) -> None:
     if len(x.shape) != ndim:
         raise ShapeError(f"{what} has {len(x.shape)} axes; {ndim} were expected: {layout}")
-
-
-__all__ = [
-    "FLOATS", "Meta", "Shape", "axes_tuple", "axis_index", "broadcast", "elementwise", "floats", "int32", "integers",
-    "like", "need_ndim", "need_shape", "reduced", "representable", "same_dtype",
-]  # fmt: skip
