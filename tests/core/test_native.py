@@ -22,7 +22,7 @@ from zoo.core.stats import stats
 
 native = pytest.importorskip("zoo.core.backends.cpu._native", reason="the native kernels were not built")
 from zoo.core.backends.cpu import CpuBackend  # noqa: E402
-from zoo.core.backends.cpu.kernels import ACTIVATIONS  # noqa: E402
+from zoo.core.backends.cpu.kernels.common import ACTIVATIONS  # noqa: E402
 
 REFERENCE = NumpyBackend()
 THREADS = native.threads()

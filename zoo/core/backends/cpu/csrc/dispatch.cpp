@@ -9,12 +9,19 @@
 #endif
 
 namespace zoo {
+// A family without an instruction set of its own takes the kernels of the next lower one: only integer products know VNNI.
+#define DECLARE(isa)                      \
+    extern const GemmKernels gemm_##isa;  \
+    extern const ConvKernels conv_##isa;  \
+    static constexpr KernelTable table_##isa = {#isa, &gemm_##isa, &conv_##isa};
 #if defined(__x86_64__)
-extern const KernelTable table_baseline, table_avx2, table_avx512;
+DECLARE(baseline)
+DECLARE(avx2)
+DECLARE(avx512)
 #elif defined(__aarch64__)
-extern const KernelTable table_neon;
+DECLARE(neon)
 #else
-extern const KernelTable table_baseline;
+DECLARE(baseline)
 #endif
 
 namespace {
@@ -24,7 +31,8 @@ struct Cpu {
     bool avx2 = false, avx512 = false, vnni = false, bf16 = false;
     Cpu() {
         unsigned a, b, c, d;
-        if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_AVX) || !(c & bit_FMA)) return;
+        constexpr unsigned BASIC = bit_OSXSAVE | bit_AVX | bit_FMA | bit_F16C;
+        if (!__get_cpuid(1, &a, &b, &c, &d) || (c & BASIC) != BASIC) return;
         unsigned low, high;
         asm("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
         constexpr unsigned YMM = 0x06, ZMM = 0xE6;  // SSE and AVX state; with opmask and both halves of the ZMM state
@@ -98,6 +106,11 @@ const KernelTable& kernels() {
     if (const KernelTable* t = chosen) return *t;
     chosen = tables().back();
     return *chosen;
+}
+
+i64 packed_columns(i64 N) {
+    const int nr = kernels().gemm->nr;
+    return (N + nr - 1) / nr * nr;
 }
 
 }  // namespace zoo

@@ -2,10 +2,20 @@
 #include <string>
 #include <vector>
 
-#include "kernels.h"
+#include "conv/table.h"
+#include "gemm/table.h"
 
 namespace zoo {
 
+// Everything that was compiled for one instruction set.
+struct KernelTable {
+    const char* isa;
+    const GemmKernels* gemm;
+    const ConvKernels* conv;
+};
+
+const KernelTable& kernels();         // those in use
+i64 packed_columns(i64 N);           // N rounded up to whole panels of the GEMM
 std::vector<std::string> isas();      // that kernels exist for, and this machine runs; the best one last
 std::vector<std::string> features();  // of the processor, whether kernels use them or not
 void set_isa(const std::string& name);

@@ -24,7 +24,7 @@
 #include <string>
 #include <thread>
 
-#include "kernels.h"
+#include "common.h"
 #if defined(__APPLE__)
 #include <sys/sysctl.h>
 #endif

@@ -1,0 +1,78 @@
+#include <algorithm>
+
+#include "../array.h"
+#include "../dispatch.h"
+
+namespace zoo {
+namespace {
+
+using Pair = std::array<i64, 2>;
+
+void set_weight_shape(Conv& c, const i64* shape, i64 groups) {
+    c.outputs = shape[0], c.kernel[0] = shape[1], c.kernel[1] = shape[2];
+    c.channels = shape[3] * groups, c.groups = groups;
+    check(groups >= 1 && c.outputs % groups == 0 && c.kernel[0] >= 1 && c.kernel[1] >= 1, "the weights do not fit the groups");
+    check(c.channels >= 1, "a convolution needs at least one channel");
+}
+
+i64 packed_conv_size(const Conv& c) {
+    return c.groups * packed_columns(c.outputs / c.groups) * c.kernel[0] * c.kernel[1] * (c.channels / c.groups);
+}
+
+void conv(nb::handle x_, nb::handle w_, nb::handle out_, nb::handle bias, nb::handle residual, int activation, Pair stride, Pair pad,
+          Pair dilation, i64 groups, bool flip, std::array<i64, 4> packed_shape) {
+    const Array x(x_, "x"), w(w_, "w"), out(out_, "out", true);
+    check(x && w && out && x.nd == 4 && out.nd == 4 && out.contiguous(), "x and out need four axes, and out must be contiguous");
+    Conv c{};
+    c.batch = x.shape[0];
+    const bool packed = packed_shape[0] >= 0;
+    if (!packed) check(w.nd == 4, "w needs four axes");
+    set_weight_shape(c, packed ? packed_shape.data() : w.shape, groups);
+    check(c.channels == x.shape[3], "the weights do not fit the channels of x");
+    check(out.shape[0] == c.batch && out.shape[3] == c.outputs, "out has the wrong shape");
+    for (int i : {0, 1}) {
+        c.size[i] = x.shape[i + 1], c.out[i] = out.shape[i + 1];
+        c.stride[i] = stride[i], c.dilation[i] = dilation[i], c.pad[i] = pad[i];
+        check(stride[i] >= 1 && dilation[i] >= 1, "stride and dilation start at 1");
+    }
+    std::copy(x.stride, x.stride + 4, c.x_stride);
+    c.x = x.data, c.y = out.data, c.flip = flip;
+    if (packed) {
+        check(w.nd == 1 && w.contiguous() && w.shape[0] == packed_conv_size(c), "packed weights have the wrong size");
+        c.packed = w.data;
+    } else {
+        c.w = w.data;
+        std::copy(w.stride, w.stride + 4, c.w_stride);
+    }
+    const auto unit = [](i64 size, i64 stride) { return size == 1 || stride == 1; };
+    c.k_major = !packed && groups == 1 && !flip && unit(c.batch, c.x_stride[0]) && unit(c.outputs, c.w_stride[0]) &&
+                (c.x_stride[3] != 1 || (c.channels == 1 && c.batch > 1));
+    const After after(bias, residual, activation, c.outputs, out);
+    c.bias = after.bias.data, c.residual = after.residual.data, c.activation = activation;
+    run(kernels().conv->conv, c);
+}
+
+void pack_conv(nb::handle w_, nb::handle out_, i64 groups, bool flip) {
+    const Array w(w_, "w"), out(out_, "out", true);
+    check(w && out && w.nd == 4 && out.nd == 1 && out.contiguous(), "w needs four axes, out one");
+    Conv c{};
+    set_weight_shape(c, w.shape, groups);
+    check(out.shape[0] == packed_conv_size(c), "out has the wrong size");
+    c.w = w.data, c.flip = flip;
+    std::copy(w.stride, w.stride + 4, c.w_stride);
+    nb::gil_scoped_release unlocked;
+    kernels().conv->pack(c, out.data);
+}
+
+}  // namespace
+
+void bind_conv(nb::module_& m) {
+    m.def("conv", conv, nb::arg("x"), nb::arg("w"), nb::arg("out"), nb::arg("bias").none() = nb::none(),
+          nb::arg("residual").none() = nb::none(), nb::arg("activation") = 0, nb::arg("stride") = Pair{1, 1},
+          nb::arg("pad") = Pair{0, 0}, nb::arg("dilation") = Pair{1, 1}, nb::arg("groups") = 1, nb::arg("flip") = false,
+          nb::arg("packed_shape") = std::array<i64, 4>{-1, 0, 0, 0},
+          "x (N, H, W, C), w (O, h, w, C/groups) or packed -> out (N, H', W', O).");
+    m.def("pack_conv", pack_conv, nb::arg("w"), nb::arg("out"), nb::arg("groups") = 1, nb::arg("flip") = false);
+}
+
+}  // namespace zoo

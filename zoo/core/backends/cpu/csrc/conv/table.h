@@ -1,0 +1,30 @@
+#pragma once
+#include "../common.h"
+
+namespace zoo {
+
+// y[n, p, o] = act(sum over k, c of x[n, p * stride + k * dilation - pad, c] * w[o, k, c] + bias[o] + residual[n, p, o])
+// with two spatial axes; x is zero outside its bounds.  `pad` may be negative (it crops).
+struct Conv {
+    i64 batch, size[2], channels;  // x
+    i64 outputs, kernel[2];        // w; takes channels / groups
+    i64 out[2];                    // y (batch, out0, out1, outputs), contiguous
+    i64 stride[2], dilation[2], pad[2], groups;
+    bool flip;     // the kernel is turned round in both spatial axes
+    bool k_major;  // x and w are contiguous along batch and outputs, not along channels; then groups == 1 and no flip
+    const float* x;
+    i64 x_stride[4];
+    const float* w;  // not read if `packed` is set
+    i64 w_stride[4];
+    const float* packed;  // [groups][outputs/groups/NR][kernel0 * kernel1 * channels/groups][NR]
+    float* y;
+    const float *bias, *residual;
+    int activation;
+};
+
+struct ConvKernels {
+    void (*pack)(const Conv&, float* packed);
+    void (*conv)(const Conv&);
+};
+
+}  // namespace zoo

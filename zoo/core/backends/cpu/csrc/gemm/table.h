@@ -1,0 +1,33 @@
+#pragma once
+#include "../common.h"
+
+namespace zoo {
+
+constexpr int MAX_BATCH_AXES = 6;
+
+// C = act(A * B + bias + residual).  All strides in elements.
+struct Gemm {
+    i64 M, N, K;
+    const float* a;  // element (m, k) at a + m * a_m + k * a_k
+    i64 a_m, a_k;
+    const float* b;  // element (k, n) at b + k * b_k + n * b_n; not read if `packed` is set
+    i64 b_k, b_n;
+    const float* packed;  // [N/NR][K][NR], made by `pack`; columns beyond N are zero
+    float* c;             // rows of N contiguous elements
+    i64 c_m;
+    const float* bias;      // [N] or null
+    const float* residual;  // laid out as c, or null
+    int activation;
+    // batch axes, outermost first; the strides of a and b may be 0 (broadcast); c is contiguous over them
+    int axes;
+    i64 batch[MAX_BATCH_AXES], a_batch[MAX_BATCH_AXES], b_batch[MAX_BATCH_AXES];
+};
+
+struct GemmKernels {
+    int mr, nr;  // rows and columns of the micro-kernel's tile
+    // packs element (k, n) at b + k * b_k + n * b_n into [N/NR][K][NR]
+    void (*pack)(const float* b, i64 b_k, i64 b_n, i64 N, i64 K, float* packed);
+    void (*gemm)(const Gemm&);
+};
+
+}  // namespace zoo

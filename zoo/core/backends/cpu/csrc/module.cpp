@@ -1,0 +1,18 @@
+#include "array.h"
+#include "dispatch.h"
+
+namespace zoo {
+void bind_gemm(nb::module_&);
+void bind_conv(nb::module_&);
+}  // namespace zoo
+
+NB_MODULE(_native, m) {
+    m.def("isas", zoo::isas, "Instruction sets with kernels that this machine runs; the best one last.");
+    m.def("isa", [] { return std::string(zoo::kernels().isa); }, "The instruction set in use.");
+    m.def("set_isa", zoo::set_isa, nb::arg("name"));
+    m.def("features", zoo::features, "Instruction sets of the processor, used by kernels or not.");
+    m.def("threads", zoo::threads);
+    m.def("set_threads", zoo::set_threads, nb::arg("count"), "0: one per physical core that this process may use.");
+    zoo::bind_gemm(m);
+    zoo::bind_conv(m);
+}

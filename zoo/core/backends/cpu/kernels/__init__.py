@@ -1,0 +1,12 @@
+"""Ops on numpy arrays by the native kernels, a file for each family of csrc/.
+
+Each kernel takes the backend first, and declines with NotImplemented what it does not do (other dtypes, misaligned
+memory, odd settings): numpy's kernel takes over. `infer` has checked the shapes.
+"""
+
+from __future__ import annotations
+
+from zoo.core.backends.cpu.kernels import conv, gemm
+from zoo.core.backends.cpu.kernels.common import Kernels
+
+KERNELS: Kernels = {**gemm.KERNELS, **conv.KERNELS}

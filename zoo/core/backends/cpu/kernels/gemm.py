@@ -1,0 +1,54 @@
+"""Products of float32 matrices."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from zoo.core.backends.cpu.kernels.common import CODES, F32, Kernels, contiguous, usable
+from zoo.core.backends.cpu.pack import Packed
+from zoo.core.stats import count
+
+
+def matmul(b: Any, x: Any, y: Any, *, transpose_a: bool, transpose_b: bool) -> Any:
+    if type(x) is Packed or type(y) is Packed or not usable(x, y) or max(x.ndim, y.ndim) > 8:
+        return NotImplemented
+    if transpose_a:
+        x = x.swapaxes(-1, -2)
+    if transpose_b:
+        y = y.swapaxes(-1, -2)
+    batch, (rows, depth), columns = x.shape[:-2], x.shape[-2:], y.shape[-1]
+    if y.ndim == 2 < x.ndim and x.flags.ccontiguous:  # one matrix for the whole batch: one product with many rows
+        flat = np.empty((math.prod(batch) * rows, columns), F32)
+        b.native.gemm(x.reshape(len(flat), depth), y, flat)
+        out = flat.reshape(*batch, rows, columns)
+    else:
+        if batch != y.shape[:-2]:
+            batch = np.broadcast_shapes(batch, y.shape[:-2])
+        out = np.empty((*batch, rows, columns), F32)
+        b.native.gemm(x, y, out)
+    count("cpu.gemm_f32")
+    return out
+
+
+def linear(b: Any, x: Any, w: Any, bias: Any, *, activation: str | None) -> Any:
+    if not usable(x, w, bias) or activation not in CODES:
+        return NotImplemented
+    columns, depth = w.shape
+    rows = math.prod(x.shape[:-1])
+    flat = x if x.ndim == 2 else x.reshape(rows, depth)
+    out = np.empty((rows, columns), F32)
+    if type(w) is not Packed:
+        b.native.gemm(flat, w.T, out, contiguous(bias), None, CODES[activation])
+    elif w.fits(b.isa, "linear"):
+        b.native.gemm(flat, w.buffer, out, contiguous(bias), None, CODES[activation], columns)
+        count("cpu.packed_weight")
+    else:
+        return NotImplemented
+    count("cpu.gemm_f32")
+    return out if x.ndim == 2 else out.reshape(*x.shape[:-1], columns)
+
+
+KERNELS: Kernels = {"matmul": matmul, "linear": linear}
