@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
+from torch_files import legacy, tensor, zipped
 
 from zoo.core.errors import DownloadError, WeightsError, ZooError
 from zoo.hub import load, pull, refs, store
@@ -195,8 +197,31 @@ def test_a_preview_reads_headers_only(scaler, tmp_path):
 
 
 def test_a_long_header_takes_a_second_request(scaler, tmp_path, monkeypatch):
-    monkeypatch.setattr("zoo.hub.headers.FIRST", 20)
+    monkeypatch.setattr("zoo.hub.headers.PIECE", 20)
     assert preview(find("owner/name"), tmp_path).plan.gaps == 0 and len(scaler.requests("/cdn/")) == 2
+
+
+@pytest.mark.parametrize("write", [zipped, legacy])
+def test_a_preview_of_a_file_of_torch_reads_its_description_only(scaler, tmp_path, write):
+    sizes = {"factors.w": (3000, 100), "bias": (100,)}
+    value, contents = {}, []
+    for name, shape in sizes.items():
+        size = math.prod(shape)
+        value[name] = tensor(shape, (100, 1)[-len(shape) :], key=name, size=size)
+        contents.append((name, size, bytes(4 * size)))
+    if write is zipped:
+        zipped(tmp_path / "a", value, {f"data/{name}": content for name, _, content in contents})
+    else:
+        legacy(tmp_path / "a", value, contents)
+    published = files(**{"config.json": b'{"model_type": "scaler", "inputs": 3000, "outputs": 100}'})
+    del published["model.safetensors"]
+    scaler.revisions["main"] = {**published, "pytorch_model.bin": (tmp_path / "a").read_bytes()}
+    seen = preview(find("owner/name"), tmp_path)
+    assert seen.plan.gaps == 0 and seen.memory == (300_000 + 100) * 4
+    asked = sorted(h["Range"] for p, h in scaler.asked if "/cdn/" in p)
+    end = len(scaler.revisions["main"]["pytorch_model.bin"])
+    assert asked == (["bytes=0-65535"] if write is legacy else ["bytes=0-65535", f"bytes=1114112-{end - 1}"])
+    assert get().fresh and factors().shape == (100, 3000)
 
 
 def test_what_does_not_fit_is_told_before_the_weights_are_fetched(scaler, weights):
@@ -210,8 +235,8 @@ def test_what_does_not_fit_is_told_before_the_weights_are_fetched(scaler, weight
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"model.safetensors": b"<html>"}, "not a safetensors file"),
-        ({"model.safetensors": (2**60).to_bytes(8, "little") + b"{}"}, "not a safetensors file"),
+        ({"model.safetensors": b"<html>"}, "neither a safetensors"),
+        ({"model.safetensors": (2**60).to_bytes(8, "little") + b"{}"}, "neither a safetensors"),
         ({"model.safetensors": save(TENSORS)[:-1]}, "truncated"),
         ({"model.safetensors": None}, "no safetensors"),
         ({"model.safetensors": None, "a.pt": b"1", "b.pt": b"2"}, "several: a.pt, b.pt"),
@@ -222,6 +247,7 @@ def test_what_does_not_fit_is_told_before_the_weights_are_fetched(scaler, weight
         ({"model.safetensors": save({**TENSORS, "bias": np.array([1, np.nan], np.float32)})}, "holds NaN"),
         ({"model.safetensors": save({**TENSORS, "bias": np.array([1, 2])})}, "needs floating point"),
         ({"model.safetensors": None, "a.bin": b"\x80\x02cos\nsystem\n."}, "nothing was run"),
+        ({"model.safetensors": None, "a.bin": b"PK\x03\x04"}, "truncated"),
     ],
 )  # fmt: skip
 def test_repositories_that_cannot_be_used(scaler, weights, change, why):

@@ -30,7 +30,7 @@ def _read_file(path: Path) -> TensorFile:
     if _is_json(head):
         raise WeightsError(f"cannot read {path}", "it is an index of a checkpoint, not a file of it", _NO_INDEX)
     # the number with which safetensors begins can look like the others' mark, but its ninth byte then opens the header
-    if head[8:9] != b"{" and (head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5")):
+    if head[8:9] != b"{" and torch_file.is_one(head):
         return torch_file.read(path)
     return safetensors.read(path)
 

@@ -1,16 +1,16 @@
-"""Names, shapes and dtypes of a repository's tensors, from the headers of its safetensors files: some kilobytes."""
+"""Names, shapes and dtypes of a repository's tensors, from the headers of its files: some kilobytes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from zoo.core.errors import WeightsError
-from zoo.hub import safetensors, sharded
+from zoo.hub import safetensors, sharded, torch_file
 from zoo.hub.mapped import TensorFile, TensorInfo
 from zoo.hub.remote import RemoteFile, Repository
 
-FIRST = 64 << 10
-"""Bytes of the first request: the header of most checkpoints, in one go."""
+PIECE = 64 << 10
+"""Bytes of a request: the header of most safetensors files, in one go."""
 
 
 def read(repo: Repository, weights: RemoteFile, directory: Path) -> TensorFile:
@@ -46,16 +46,43 @@ def shards(repo: Repository, index: dict[str, str]) -> list[RemoteFile]:
     return [repo.files[name] for name in names]
 
 
-def _one(repo: Repository, file: RemoteFile) -> TensorFile:
-    head = repo.head(file.name, 0, min(FIRST, file.size))
+class _Fetched:
+    """A file of a repository, of which only the pieces that are looked at are fetched."""
+
+    def __init__(self, repo: Repository, file: RemoteFile):
+        self.size = file.size
+        self._repo, self._name = repo, file.name
+        self._pieces: dict[int, bytes] = {}
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self.size)
+        if stop <= start:
+            return b""
+        first, last = start // PIECE, (stop - 1) // PIECE
+        absent = [i for i in range(first, last + 1) if i not in self._pieces]
+        if absent:
+            at = absent[0] * PIECE
+            run = self._repo.head(self._name, at, min((absent[-1] + 1) * PIECE, self.size))
+            for i in range(absent[0], absent[-1] + 1):
+                self._pieces[i] = run[i * PIECE - at :][:PIECE]
+        return b"".join(self._pieces[i] for i in range(first, last + 1))[start - first * PIECE :][: stop - start]
+
+    def find_last(self, needle: bytes, start: int) -> int:
+        at = self[start:].rfind(needle)
+        return at if at < 0 else start + at
+
+
+def _one(repo: Repository, remote: RemoteFile) -> TensorFile:
+    """The content of a file decides what it is, not its name."""
+    file, what = _Fetched(repo, remote), f"cannot use {repo.id}/{remote.name}"
+    head = file[:16]
     end = 8 + int.from_bytes(head[:8], "little")
-    what = f"cannot use {repo.id}/{file.name}"
-    if end > min(file.size, 8 + safetensors.LIMIT_HEADER) or head[8:9] != b"{":
-        raise WeightsError(what, "it is not a safetensors file", "Use another checkpoint.")
-    if end > len(head):
-        head += repo.head(file.name, len(head), end)
-    infos, metadata = safetensors.check_header(head[8:end], file.size - end, what)
-    return _without_data(file.name, infos, metadata)
+    if head[8:9] == b"{" and end <= min(file.size, 8 + safetensors.LIMIT_HEADER):
+        infos, metadata = safetensors.check_header(file[8:end], file.size - end, what)
+        return _without_data(remote.name, infos, metadata)
+    if torch_file.is_one(head):
+        return _without_data(remote.name, torch_file.describe(file, what), {})
+    raise WeightsError(what, "it is neither a safetensors file nor one of torch.save", "Use another checkpoint.")
 
 
 def _without_data(name: str, infos: dict[str, TensorInfo], metadata: dict[str, str]) -> TensorFile:

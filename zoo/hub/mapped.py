@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -38,6 +38,18 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         return self.size * self.dtype.itemsize
+
+
+class Bytes(Protocol):
+    """The bytes of a file, wherever it is."""
+
+    size: int
+
+    def __getitem__(self, part: slice) -> bytes:
+        """A copy of some; fewer where the file ends before."""
+
+    def find_last(self, needle: bytes, start: int) -> int:
+        """Where `needle` last begins, at `start` or behind it; -1 if it does not."""
 
 
 class MappedFile:

@@ -71,17 +71,14 @@ class Pulled:
 
 
 def preview(repo: Repository, directory: Path, dtype: Any = None) -> Preview:
-    """Reads the headers of a repository's safetensors files; small files (config, index) are fetched to `directory`.
+    """Reads the headers of a repository's files of weights; small files (config, index) are fetched to `directory`.
 
-    Gaps are in the result's plan, not raised. Raises DownloadError; WeightsError if it holds no safetensors, or no port
-    recognises it.
+    Gaps are in the result's plan, not raised. Raises DownloadError; WeightsError if it holds no weights, or no port
+    recognises them.
     """
     weights = repo.weights()
     if weights is None:
         raise remote.no_weights(repo)
-    if not (weights.name.endswith(".safetensors") or weights.name in refs.WHOLE[1:2]):
-        why = f"its tensors are in {weights.name} ({weights.size / 1e6:,.1f} MB), which has no header to read alone"
-        raise WeightsError(f"cannot check {repo.id}", why, f"`zoo pull {repo.id}` fetches it and checks it then.")
     if refs.CONFIG_FILE in repo.files:
         repo.get(refs.CONFIG_FILE, directory)
     tensors = headers.read(repo, weights, directory)
@@ -147,15 +144,9 @@ def pull(
         files = repo.companions()
         for file in files:
             repo.get(file.name, published, progress)
-        if weights.name.endswith(".safetensors") or weights.name in refs.WHOLE[1:2]:
-            seen = preview(repo, published, dtype)
-            seen.plan.check(repo_id, seen.known.port.name, "Use a checkpoint of this architecture.")
-            _make_room(repo, published, seen.to_fetch, seen.to_write)
-        else:
-            if weights.name.endswith(".json"):
-                repo.get(weights.name, published, progress)
-            stored = sum(file.size for file in _files(repo, weights, published))
-            _make_room(repo, published, stored, stored)
+        seen = preview(repo, published, dtype)
+        seen.plan.check(repo_id, seen.known.port.name, "Use a checkpoint of this architecture.")
+        _make_room(repo, published, seen.to_fetch, seen.to_write)
         for file in _files(repo, weights, published):
             repo.get(file.name, published, progress)
         with read(published / weights.name) as tensors:

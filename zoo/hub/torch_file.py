@@ -8,11 +8,12 @@ Source: torch/serialization.py and torch/_utils.py of PyTorch 2.x (BSD-3-Clause)
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ import ml_dtypes
 import numpy as np
 
 from zoo.core.errors import WeightsError
-from zoo.hub.mapped import LIMIT_DIMENSIONS, MappedFile, Place, TensorFile, TensorInfo
+from zoo.hub.mapped import LIMIT_DIMENSIONS, Bytes, MappedFile, Place, TensorFile, TensorInfo
 from zoo.hub.unpickle import IGNORED, LIMIT_BYTES, Global, Machine, Refused, ordered_dict
-from zoo.hub.zip_spans import spans
+from zoo.hub.zip_spans import members, span
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 """First value of a file in the format before 1.6 (torch.serialization.MAGIC_NUMBER)."""
@@ -84,50 +85,82 @@ def read(path: str | os.PathLike[str]) -> TensorFile:
     """
     path = Path(path)
     file = MappedFile(path)
+    with _refusals(f"cannot read {path}"):
+        return TensorFile(path, _zip_places(file) if _is_zip(file) else _legacy_places(file), {})
+
+
+def is_one(head: bytes) -> bool:
+    """Whether a file that begins so may be one of torch.save."""
+    return head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5")
+
+
+def describe(file: Bytes, what: str) -> dict[str, TensorInfo]:
+    """The tensors of such a file by name, from its description alone; their bytes are not looked at.
+
+    Raises WeightsError, whose first line is `what`, as `read` does.
+    """
+    with _refusals(what):
+        tensors = _zip(file)[0] if _is_zip(file) else _legacy(file)[0]
+        return {name: _info(name, tensor) for name, tensor in tensors.items()}
+
+
+@contextlib.contextmanager
+def _refusals(what: str) -> Iterator[None]:
     try:
-        places = _zip(file) if file[:4] == b"PK\x03\x04" else _legacy(file)
+        yield
     except Refused as refused:
         why = str(refused)
         fix = _FETCH_AGAIN if "truncated" in why or "damaged" in why else _RESAVE
-        raise WeightsError(f"cannot read {path}", why, fix) from refused
-    return TensorFile(path, places, {})
+        raise WeightsError(what, why, fix) from refused
 
 
 # --- the two formats --------------------------------------------------------------------------------------------------
 
 
-def _zip(file: MappedFile) -> dict[str, Place]:
-    members = spans(file)
-    programs = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
+def _is_zip(file: Bytes) -> bool:
+    return file[:4] == b"PK\x03\x04"
+
+
+def _zip(file: Bytes) -> tuple[dict[str, Stored], dict[str, tuple[int, int]], str, str]:
+    """The tensors; the members of the zip file; the directory of them all in it; the byte order of the numbers."""
+    found = members(file)
+    programs = [name for name in found if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(programs) != 1:
         raise Refused("it is a zip file, but not one of torch.save: it has no data.pkl")
     root = programs[0].removesuffix("data.pkl")
-    if root + "constants.pkl" in members:
+    if root + "constants.pkl" in found:
         raise Refused("it is a TorchScript program, not a state dict")
-    start, size = members[programs[0]]
+    start, size = span(file, programs[0], *found[programs[0]])
     if size > LIMIT_BYTES:
         raise Refused(f"its data.pkl takes {size:,} bytes; a state dict takes less than {LIMIT_BYTES:,}")
     order = "little"
-    if root + "byteorder" in members:
-        at, length = members[root + "byteorder"]
+    if (name := root + "byteorder") in found:
+        at, length = span(file, name, *found[name])
         order = file[at : at + min(length, 8)].decode("ascii", "replace")
         if order not in ("little", "big"):
             raise Refused(f"it is damaged: its byte order is {order!r}")
-    value = Machine(NAMES, _storage).run(io.BytesIO(file[start : start + size]))
-    places = {}
-    for name, tensor in _state_dict(value).items():
-        storage = tensor.storage
-        member = f"{root}data/{storage.key}"
-        if member not in members:
+    tensors = _state_dict(Machine(NAMES, _storage).run(io.BytesIO(file[start : start + size])))
+    for name, tensor in tensors.items():
+        member = f"{root}data/{tensor.storage.key}"
+        if member not in found:
             raise Refused(f"it is damaged: tensor {name[:80]} lies in {member[:80]!r}, which is not there")
-        at, length = members[member]
-        if length < storage.whole * storage.dtype.itemsize:
-            raise Refused(f"it is damaged: {member[:80]!r} has {length:,} bytes, tensor {name[:80]} needs more")
-        places[name] = _place(file, name, tensor, at, order != sys.byteorder)
+        if found[member][1] < tensor.storage.whole * tensor.storage.dtype.itemsize:
+            raise Refused(f"it is damaged: {member[:80]!r} is shorter than tensor {name[:80]} needs")
+    return tensors, found, root, order
+
+
+def _zip_places(file: MappedFile) -> dict[str, Place]:
+    tensors, found, root, order = _zip(file)
+    places = {}
+    for name, tensor in tensors.items():
+        member = f"{root}data/{tensor.storage.key}"
+        start, _ = span(file, member, *found[member])
+        places[name] = _place(file, name, tensor, start, order != sys.byteorder)
     return places
 
 
-def _legacy(file: MappedFile) -> dict[str, Place]:
+def _legacy(file: Bytes) -> tuple[dict[str, Stored], dict[str, Storage], list[str], int]:
+    """The tensors; the storages by key; the keys in the order in which these are stored; where the first one begins."""
     stored: dict[str, Storage] = {}
 
     def remember(identity: Any) -> Storage:
@@ -137,7 +170,7 @@ def _legacy(file: MappedFile) -> dict[str, Place]:
             raise Refused(f"it is damaged: it describes the storage {storage.key[:80]!r} in two ways")
         return storage
 
-    program = io.BytesIO(file[:LIMIT_BYTES])
+    program = io.BufferedReader(_Program(file), 1 << 12)
     machine = Machine(NAMES, remember)
     first = machine.run(program)
     if type(first) is not int or first != MAGIC_NUMBER:
@@ -154,8 +187,35 @@ def _legacy(file: MappedFile) -> dict[str, Place]:
         raise
     if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(stored):
         raise Refused("it is damaged: the storages it describes are not those it holds")
+    return tensors, stored, keys, program.tell()
+
+
+class _Program(io.RawIOBase):
+    """The beginning of a file, as a stream."""
+
+    def __init__(self, file: Bytes):
+        self._file, self._at = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self._file.size)[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._file[self._at : min(self._at + len(buffer), LIMIT_BYTES)]
+        buffer[: len(part)] = part
+        self._at += len(part)
+        return len(part)
+
+
+def _legacy_places(file: MappedFile) -> dict[str, Place]:
+    tensors, stored, keys, at = _legacy(file)
     starts = {}
-    at = program.tell()
     for key in keys:
         size, at = int.from_bytes(file[at : at + 8], "little"), at + 8
         nbytes = stored[key].whole * stored[key].dtype.itemsize
@@ -170,8 +230,7 @@ def _legacy(file: MappedFile) -> dict[str, Place]:
     }
 
 
-def _place(file: MappedFile, name: str, tensor: Stored, start: int, swapped: bool) -> Place:
-    """`start` is where the storage's bytes begin; they all lie in the file."""
+def _info(name: str, tensor: Stored) -> TensorInfo:
     info = TensorInfo(tensor.shape, tensor.storage.dtype)
     last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True)) if info.size else -1
     if tensor.offset + last >= tensor.storage.size:
@@ -179,6 +238,12 @@ def _place(file: MappedFile, name: str, tensor: Stored, start: int, swapped: boo
     if info.size > tensor.storage.size:
         # one number, expanded to a terabyte
         raise Refused(f"tensor {name[:80]} {tensor.shape} repeats the {tensor.storage.size:,} elements that are stored")
+    return info
+
+
+def _place(file: MappedFile, name: str, tensor: Stored, start: int, swapped: bool) -> Place:
+    """`start` is where the storage's bytes begin; they all lie in the file."""
+    info = _info(name, tensor)
     offset = start + (tensor.storage.start + tensor.offset) * info.dtype.itemsize
     return Place(info, file, offset, tensor.strides, swapped and info.dtype.itemsize > 1)
 

@@ -9,11 +9,10 @@ The machine has no recursion, its memory is bounded by LIMIT_BYTES and LIMIT_WOR
 
 from __future__ import annotations
 
-import io
 import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 LIMIT_BYTES = 16 << 20
 """Of a program. Stable Diffusion 1.5, with 1,131 tensors, takes 0.2 MB."""
@@ -57,7 +56,7 @@ class Machine:
         self._names, self._persistent = names, persistent
         self._work = 0
 
-    def run(self, program: io.BytesIO) -> Any:
+    def run(self, program: IO[bytes]) -> Any:
         """The value that the program at the stream's position describes; the stream then stands behind it.
 
         Raises Refused.

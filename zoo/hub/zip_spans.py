@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 
-from zoo.hub.mapped import MappedFile
+from zoo.hub.mapped import Bytes
 from zoo.hub.unpickle import Refused
 
 LIMIT_DIRECTORY = 16 << 20
@@ -25,8 +25,8 @@ _ENCRYPTED = 1
 _DAMAGED = "it is truncated, or damaged: its zip directory "
 
 
-def spans(file: MappedFile) -> dict[str, tuple[int, int]]:
-    """Member name -> (offset, bytes), all within the file. Raises Refused."""
+def members(file: Bytes) -> dict[str, tuple[int, int]]:
+    """Member name -> (offset of its local header, bytes), as the central directory says. Raises Refused."""
     count, size, start = _directory(file)
     if size > LIMIT_DIRECTORY:
         raise Refused(f"its zip directory takes {size:,} bytes: no checkpoint has that many tensors")
@@ -52,11 +52,11 @@ def spans(file: MappedFile) -> dict[str, tuple[int, int]]:
             raise Refused(f"its member {name[:80]!r} is compressed or encrypted, which torch.save never does")
         if name in found:
             raise Refused(f"its member {name[:80]!r} is there twice")
-        found[name] = _span(file, name, offset, full)
+        found[name] = offset, full
     return found
 
 
-def _directory(file: MappedFile) -> tuple[int, int, int]:
+def _directory(file: Bytes) -> tuple[int, int, int]:
     """(entries, bytes, offset) of the central directory."""
     at = file.find_last(b"PK\x05\x06", max(0, file.size - _END.size - _FULL16))
     if at < 0 or at + _END.size > file.size:
@@ -88,7 +88,8 @@ def _zip64(extra: bytes, values: list[int]) -> list[int]:
     raise Refused(_DAMAGED + "lacks a size")
 
 
-def _span(file: MappedFile, name: str, offset: int, size: int) -> tuple[int, int]:
+def span(file: Bytes, name: str, offset: int, size: int) -> tuple[int, int]:
+    """(offset, bytes) of a member's content, within the file. Raises Refused."""
     header = file[offset : offset + _LOCAL.size] if offset < file.size else b""
     if len(header) < _LOCAL.size or not header.startswith(b"PK\x03\x04"):
         raise Refused(_DAMAGED + f"points to no member {name[:80]!r}")
