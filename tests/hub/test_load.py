@@ -66,6 +66,18 @@ def test_saving_and_loading_is_exact(published, tmp_path):
         assert np.array_equal(arrays(load(ref, device="numpy"))["factors.weight"], W.T)
 
 
+def test_what_lies_beside_the_weights_goes_with_them(published, tmp_path):
+    (published / "tokenizer.json").write_text("{}")
+    (published / "notes.txt").write_text("not a part of it")
+    model = load("demo", device="numpy")
+    assert model.source.directory == published and model.to(zoo.device("numpy")).source is model.source
+    for _ in range(2):
+        save(model, tmp_path / "out", port="scaler")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "config.json", "model.safetensors", "tokenizer.json"]  # fmt: skip
+    save(load(tmp_path / "out", device="numpy"), tmp_path / "out", port="scaler")  # onto itself
+
+
 def test_a_square_matrix_of_ours_is_not_translated_again(published, tmp_path):
     """Shapes cannot tell the two layouts apart here; the metadata does."""
     write(tmp_path / "square", {"factors.w": W[:2], "bias": B})

@@ -19,7 +19,6 @@ from zoo.hub.files import sync_directory, writing
 from zoo.hub.formats import read
 from zoo.hub.load import IDENTITY, identify
 from zoo.hub.mapped import TensorInfo, row_blocks
-from zoo.hub.remote import COMPANIONS
 from zoo.hub.safetensors import write_each
 from zoo.hub.table import shape_after
 
@@ -77,7 +76,8 @@ def export(
         try:
             with writing(directory):
                 made.mkdir(parents=True)
-                _companions(checkpoint, made)
+                for path in checkpoint.companions():
+                    shutil.copyfile(path, made / path.name)
             write_each(made / refs.WEIGHTS_FILE, infos, parts, METADATA)
             with writing(directory):
                 with contextlib.suppress(FileNotFoundError):
@@ -87,10 +87,3 @@ def export(
         finally:
             store.remove_tree(made)
     return Exported(directory, known.port.name, len(infos), total)
-
-
-def _companions(checkpoint: refs.Checkpoint, made: Path) -> None:
-    if checkpoint.directory is not None:
-        for path in sorted(checkpoint.directory.iterdir()):
-            if COMPANIONS.fullmatch(path.name) and path.is_file():
-                shutil.copyfile(path, made / path.name)

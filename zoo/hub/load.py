@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from zoo import port as ports
 from zoo.core.dtype import is_float
 from zoo.core.errors import WeightsError, ZooError
 from zoo.hub import refs
-from zoo.hub.files import write_json
+from zoo.hub.files import atomic, write_json
 from zoo.hub.formats import read
 from zoo.hub.mapped import TensorFile, TensorInfo
 from zoo.hub.safetensors import write
@@ -65,6 +66,7 @@ def load(
         model = known.port.model(known.config)
         plan = plan_load(checkpoint, tensors.infos, known, model.spec())
         model.load(_Arrays(plan, tensors), device=place, dtype=dtype)
+    model.source = checkpoint
     return model.eval()
 
 
@@ -239,7 +241,8 @@ def save(
     """Writes a model as a checkpoint directory that `load` reads; returns it.
 
     `dtype` is that in which floating-point weights are stored; None: as they are. `card` says what the weights are
-    (its "summary" is shown when they are run). Each file is written atomically, the tensors last: a directory without
+    (its "summary" is shown when they are run). What lay beside the weights that the model was loaded from (tokenizer,
+    preprocessing, licence) goes with it. Each file is written atomically, the tensors last: a directory without
     them is not a checkpoint. Raises WeightsError if the place cannot be written.
     """
     import zoo
@@ -256,6 +259,10 @@ def save(
         "zoo.config": json.dumps(config),
         **(metadata or {}),
     }
+    for path in model.source.companions() if model.source is not None else ():
+        if path.name != refs.CONFIG_FILE and path.parent.resolve() != directory.resolve():
+            with atomic(directory / path.name) as part:
+                shutil.copyfile(path, part)
     write_json(directory / refs.CONFIG_FILE, config)
     if card is not None:
         write_json(directory / refs.CARD_FILE, card)

@@ -30,6 +30,13 @@ CARD_FILE = "card.json"
 PROVENANCE_FILE = "provenance.json"
 """Of a checkpoint that was pulled: from where, which commit, the hashes, how it was translated (zoo/hub/pull.py)."""
 
+COMPANIONS = re.compile(
+    r"(config|[\w-]+_config|tokenizer|vocab|added_tokens|special_tokens_map|normalizer|labels)\.json"
+    r"|merges\.txt|vocab\.txt|[\w-]+\.(model|tiktoken|jinja)|LICEN[CS]E[\w.-]*|NOTICE[\w.-]*",
+    re.ASCII,
+)
+"""Files beside the weights that a model may need, or that must go with it: config, tokenizer, licence."""
+
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?", re.ASCII)
 
@@ -64,6 +71,11 @@ class Checkpoint:
     def provenance(self) -> dict[str, Any]:
         """provenance.json: where a pulled checkpoint comes from; {} for any other."""
         return self._json(PROVENANCE_FILE) or {}
+
+    def companions(self) -> list[Path]:
+        """The files beside the weights that go with them wherever they go: COMPANIONS."""
+        beside = sorted(self.directory.iterdir()) if self.directory is not None else []
+        return [path for path in beside if COMPANIONS.fullmatch(path.name) and path.is_file()]
 
     def _json(self, name: str) -> dict[str, Any] | None:
         if self.directory is None or not (self.directory / name).exists():

@@ -20,12 +20,6 @@ from zoo.hub import refs
 from zoo.hub.download import Progress, fetch
 from zoo.hub.request import PATIENCE, Forbidden, Patience, peek
 
-COMPANIONS = re.compile(
-    r"(config|[\w-]+_config|tokenizer|vocab|added_tokens|special_tokens_map|normalizer|labels)\.json"
-    r"|merges\.txt|vocab\.txt|[\w-]+\.(model|tiktoken|jinja)|LICEN[CS]E[\w.-]*|NOTICE[\w.-]*",
-    re.ASCII,
-)
-"""Files beside the weights that a model may need, or that must go with it: config, tokenizer, licence."""
 COMPANION_LIMIT = 100 << 20  # bytes; the largest tokenizers take 35 MB
 _PLAIN = re.compile(r"[\w-][\w.-]*", re.ASCII)
 
@@ -76,7 +70,7 @@ class Repository:
         return None
 
     def companions(self) -> list[RemoteFile]:
-        return [f for name, f in self.files.items() if COMPANIONS.fullmatch(name) and f.size <= COMPANION_LIMIT]
+        return [f for name, f in self.files.items() if refs.COMPANIONS.fullmatch(name) and f.size <= COMPANION_LIMIT]
 
     def head(self, name: str, start: int, stop: int) -> bytes:
         """Some bytes of a file. Raises DownloadError."""

@@ -63,6 +63,8 @@ class Module:
     frozen: bool = False
     rng: Generator | None = None
     """Where what is random in training draws from; see `train`."""
+    source: Any = None
+    """The checkpoint that it was loaded from (zoo.hub.refs.Checkpoint), with a tokenizer or labels beside the weights."""
 
     # the tree
 
