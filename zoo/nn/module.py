@@ -64,7 +64,7 @@ class Module:
     rng: Generator | None = None
     """Where what is random in training draws from; see `train`."""
     source: Any = None
-    """The checkpoint that it was loaded from (zoo.hub.refs.Checkpoint), with a tokenizer or labels beside the weights."""
+    """The checkpoint that it was loaded from (zoo.hub.refs.Checkpoint); beside it lie a tokenizer, labels, ..."""
 
     # the tree
 
