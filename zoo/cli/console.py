@@ -21,6 +21,7 @@ class Console:
         self.quiet, self.as_json = quiet, as_json
         self._bar: _Bar | None = None
         self._results: list[dict[str, Any]] = []
+        self._alone = False
 
     def say(self, text: str) -> None:
         """A line for the person who watches (stderr)."""
@@ -29,20 +30,30 @@ class Console:
             print(text, file=sys.stderr, flush=True)
 
     def result(self, result: Any) -> None:
-        """One result: its preview, if it has one, to stderr; itself to stdout, or into the JSON document."""
+        """One result: its preview before and its note behind, if it has them, to stderr; itself to stdout, or into
+        the JSON document. A plain
+        string is a piece of a text that is still being written: it goes to stdout as it is."""
         self._end_progress()
+        if isinstance(result, str):
+            if not self.as_json:
+                print(result, end="", flush=True)
+            return
         if self.as_json:
             self._results.append(result.to_json())
+            self._alone = self._alone or getattr(result, "alone", False)
             return
         if hasattr(result, "preview"):
             self.say(result.preview())
         print(result, flush=True)
+        if hasattr(result, "note"):
+            self.say(result.note())
 
     def document(self, head: dict[str, Any]) -> None:
-        """The JSON document: `head`, and the results. Nothing without `--json`."""
+        """The JSON document: `head`, and the results, or what a result says that is `alone`. Nothing without
+        `--json`."""
         self._end_progress()
         if self.as_json:
-            print_json({**head, "results": self._results})
+            print_json({**head, **self._results[0]} if self._alone else {**head, "results": self._results})
 
     def progress(self, done: int, total: int | None, what: str) -> None:
         """How far something is (bytes, steps): a bar on a terminal, a line per task elsewhere; any text ends it."""

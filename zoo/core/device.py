@@ -58,3 +58,10 @@ def default() -> Any:
         return _cpu()
     except DeviceError:
         return _numpy()
+
+
+def root(device: Any) -> Any:
+    """The device below all decorators."""
+    while getattr(device, "inner", None) is not None:
+        device = device.inner
+    return device

@@ -117,6 +117,7 @@ class Row:
 class Drop:
     source: Pattern
     why: str
+    when: Callable[[Any], bool]
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,9 @@ def row(target: str, source: str, *operations: Operation, why: str) -> Row:
     return made
 
 
-def drop(source: str, *, why: str) -> Drop:
-    """The published tensor `source` is not a parameter of ours."""
-    return Drop(Pattern(source), why)
+def drop(source: str, *, why: str, when: Callable[[Any], bool] = lambda config: True) -> Drop:
+    """The published tensor `source` is not a parameter of ours where `when(config)`."""
+    return Drop(Pattern(source), why, when)
 
 
 def tie(target: str, to: str, *, when: Callable[[Any], bool]) -> Tie:
@@ -279,7 +280,7 @@ class Table:
         for name in source:
             if name in gathered.used or name in ignored:
                 continue
-            reason = next((d.why for d in self.drops if d.source.match(name) is not None), None)
+            reason = next((d.why for d in self.drops if d.source.match(name) is not None and d.when(config)), None)
             if reason is None:
                 unused.append(name)
             else:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from zoo.core.device import device as device_of
+from zoo.core.device import root
 from zoo.core.dtype import dtype as dtype_of
 from zoo.core.dtype import is_float
 from zoo.core.errors import DeviceError
@@ -157,7 +158,7 @@ class Module:
         for _, module in self.named_modules():
             for name, value in vars(module).items():
                 if name[0] == "_" and isinstance(value, Tensor):
-                    setattr(module, name, value.to(_root(device)))
+                    setattr(module, name, value.to(root(device)))
         return self
 
     def set(self, path: str, tensor: Tensor) -> None:
@@ -205,13 +206,13 @@ class Module:
         """A new tree on another device. Onto an Autodiff device, what is trainable becomes variables; buffers and what
         is frozen stay constants of its inner device. Off it, plain values."""
         device = device_of(device)
-        root = _root(device)
+        plain = root(device)
 
         def move(module: Module, name: str, value: Any) -> Any:
             if isinstance(value, Param):
                 return value
             variable = name[0] != "_" and is_trainable(module, name, value)
-            return value.to(device if variable else root)
+            return value.to(device if variable else plain)
 
         return self.rebuilt(move)
 
@@ -285,9 +286,3 @@ def _parts(value: Any) -> list[tuple[Any, Any]]:
 
 def _in_tree(value: Any) -> bool:
     return isinstance(value, Tensor | Module) or any(_in_tree(part) for _, part in _parts(value))
-
-
-def _root(device: Any) -> Any:
-    while getattr(device, "inner", None) is not None:
-        device = device.inner
-    return device

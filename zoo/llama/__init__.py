@@ -1,0 +1,18 @@
+"""LLaMA: text that goes on. Every checkpoint of transformers' LlamaForCausalLM."""
+
+from __future__ import annotations
+
+from zoo.llama.config import LlamaConfig
+from zoo.llama.model import Llama
+from zoo.llama.run import run
+from zoo.llama.weights import TABLE
+from zoo.port import Port
+
+PORT = Port(
+    name="llama",
+    task="continue a text, or chat",
+    config=LlamaConfig,
+    model=Llama,
+    weights=TABLE,
+    run=run,
+)

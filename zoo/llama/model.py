@@ -1,0 +1,116 @@
+"""LLaMA (Touvron et al. 2023; Llama 3: Dubey et al. 2024). Names are those of transformers' LlamaForCausalLM.
+
+Shapes: B batch, L new tokens, S cached and new tokens, H heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from zoo.core import ops
+from zoo.core.device import root
+from zoo.core.dtype import float32
+from zoo.core.tensor import Tensor
+from zoo.llama.cache import Cache, LayerCache
+from zoo.llama.config import LlamaConfig
+from zoo.llama.rope import Rope, angles
+from zoo.nn import Embedding, Linear, Module, RMSNorm, activation
+
+
+class Attention(Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, c: LlamaConfig):
+        self.head_dim: int = c.head_dim  # type: ignore[assignment]
+        width = c.num_attention_heads * self.head_dim
+        kv_width = c.num_key_value_heads * self.head_dim  # type: ignore[operator]
+        self.q_proj = Linear(c.hidden_size, width, bias=c.attention_bias)
+        self.k_proj = Linear(c.hidden_size, kv_width, bias=c.attention_bias)
+        self.v_proj = Linear(c.hidden_size, kv_width, bias=c.attention_bias)
+        self.o_proj = Linear(width, c.hidden_size, bias=c.attention_bias)
+
+    def __call__(self, x: Tensor, rope: Rope, cache: LayerCache | None, bias: Tensor | None) -> Tensor:
+        B, L, _ = x.shape
+        q = self.q_proj(x).reshape(B, L, -1, self.head_dim)
+        k = self.k_proj(x).reshape(B, L, -1, self.head_dim)
+        v = self.v_proj(x).reshape(B, L, -1, self.head_dim)
+        q, k = rope(q), rope(k)
+        if cache is not None:
+            k, v = cache.append(k, v)  # (B, S, H_kv, D)
+        y = ops.attention(q, k, v, bias, causal=True)
+        return self.o_proj(y.reshape(B, L, -1))
+
+
+class MLP(Module):
+    """down(act(gate(x)) * up(x)) (Shazeer 2020)."""
+
+    def __init__(self, c: LlamaConfig):
+        self.gate_proj = Linear(c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
+        self.up_proj = Linear(c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
+        self.down_proj = Linear(c.intermediate_size, c.hidden_size, bias=c.mlp_bias)
+        self.hidden_act = c.hidden_act
+
+    def __call__(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        if self.hidden_act == "silu":
+            return self.down_proj(ops.swiglu(gate, up))
+        return self.down_proj(activation(self.hidden_act)(gate) * up)
+
+
+class Layer(Module):
+    def __init__(self, c: LlamaConfig):
+        self.self_attn = Attention(c)
+        self.mlp = MLP(c)
+        self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+
+    def __call__(self, x: Tensor, rope: Rope, cache: LayerCache | None, bias: Tensor | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, cache, bias)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(Module):
+    def __init__(self, c: LlamaConfig):
+        self.embed_tokens = Embedding(c.vocab_size, c.hidden_size)
+        self.layers = [Layer(c) for _ in range(c.num_hidden_layers)]
+        self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+
+
+class Llama(Module):
+    """Token ids (B, L) -> logits (B, L, vocab_size), each of the token that comes next."""
+
+    def __init__(self, config: LlamaConfig):
+        self.config = config
+        self.model = Decoder(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def __call__(
+        self, ids: Tensor, cache: Cache | None = None, *, last: bool = False, starts: Tensor | None = None
+    ) -> Tensor:
+        """With a cache, `ids` come after what it has seen, and are added to it.
+
+        last: logits of the last position only, (B, 1, vocab_size): all that generating needs.
+        starts: where each of the B texts begins: what is left of it is padding, which nothing looks at.
+        """
+        L = ids.shape[1]
+        seen = 0 if cache is None else cache.length
+        positions = np.arange(seen, seen + L)
+        bias = None
+        if starts is not None:
+            begin = np.array(starts)[:, None]
+            positions = np.maximum(positions - begin, 0)
+            padding = np.arange(seen + L) < begin  # (B, S)
+            bias = self._constant(np.where(padding, -np.inf, 0)[:, None, None])
+        rope = Rope(*map(self._constant, angles(self.config, positions)))
+        x = self.model.embed_tokens(ids).astype(float32)  # weights may be stored narrower; sums are float32
+        for i, layer in enumerate(self.model.layers):
+            x = layer(x, rope, None if cache is None else cache.layers[i], bias)
+        x = self.model.norm(x[:, -1:] if last else x)
+        if self.config.tie_word_embeddings:
+            return ops.linear(x, self.model.embed_tokens.weight)
+        return self.lm_head(x)
+
+    def _constant(self, array: np.ndarray) -> Tensor:
+        device = root(self.device)
+        return Tensor(device.from_host(np.ascontiguousarray(array, np.float32)), device)
