@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from zoo.core.errors import WeightsError
+from zoo.core.stats import peak_memory
 
 
 class Console:
@@ -117,16 +118,6 @@ class Stopwatch:
         text = f"{time.perf_counter() - self._start:.2f} s"
         memory = peak_memory()
         return text if memory is None else f"{text} · peak memory {size(memory)}"
-
-
-def peak_memory() -> int | None:
-    """The most memory that this process has held, in bytes; None where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def size(nbytes: float) -> str:

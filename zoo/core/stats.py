@@ -1,8 +1,9 @@
-"""Counters of what ran: which kernels, which fast paths, how often. Tests assert them, so that a fast path cannot die
-silently while the values stay right."""
+"""Counters of what ran (which kernels, which fast paths, how often), and the memory that was needed. Tests assert the
+counters, so that a fast path cannot die silently while the values stay right."""
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 
 _COUNTS: Counter[str] = Counter()
@@ -18,3 +19,13 @@ def stats(reset: bool = False) -> dict[str, int]:
     if reset:
         _COUNTS.clear()
     return now
+
+
+def peak_memory() -> int | None:
+    """The most memory that this process has held, in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

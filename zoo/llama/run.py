@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zoo.core.errors import ZooError
+from zoo.core.stats import peak_memory
 from zoo.llama import tokenizer as tokenizers
 from zoo.llama.cache import Cache
 from zoo.llama.generate import generate, room
@@ -36,8 +37,6 @@ class Answer:
 
     @property
     def stats(self) -> dict[str, float]:
-        from zoo.cli.console import peak_memory
-
         rate = (len(self.tokens) - 1) / self.rest if self.rest else 0.0
         prefill = (len(self.prompt_tokens) - self.cached) / self.first if self.first else 0.0
         return {"prefill_tps": prefill, "decode_tps": rate, "ttft_s": self.first, "peak_mb": (peak_memory() or 0) / 1e6}
