@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from zoo.core.dtype import bfloat16, float16, float32
 from zoo.core.errors import OpError
 
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A float32 weight, (N, K) for "linear" or (O, *kernel, C / groups) for "conv", packed for the instruction set
+    """A weight, (N, K) for "linear" or (O, *kernel, C / groups) for "conv", packed for the instruction set
     `isa`, whose micro-kernel has `columns` columns. Immutable; `shape` and `dtype` are those of the weight."""
 
     shape: tuple[int, ...]
@@ -26,7 +27,7 @@ class Packed:
     columns: int
     buffer: np.ndarray = field(repr=False)
     groups: int = 1
-    dtype: np.dtype = field(default=np.dtype(np.float32), repr=False)
+    dtype: np.dtype = float32
 
     @property
     def nbytes(self) -> int:
@@ -40,29 +41,31 @@ class Packed:
         outputs, depth = self.shape[0] // self.groups, prod(self.shape[1:])
         panels = self.buffer.reshape(self.groups, -1, depth, self.columns)
         rows = panels.transpose(0, 1, 3, 2).reshape(self.groups, -1, depth)[:, :outputs]
-        return np.ascontiguousarray(rows).reshape(self.shape)
+        return np.ascontiguousarray(rows).view(self.dtype).reshape(self.shape)
 
 
 def pack(native: Any, weight: np.ndarray, kind: str, groups: int = 1) -> Packed:
-    """Packs a float32 weight for the instruction set in use.  Raises OpError for another dtype, shape or kind."""
+    """Packs a weight for the instruction set in use.  Raises OpError for another dtype, shape or kind."""
     rank = weight.ndim - 2
     ranks = {"linear": (0,), "conv": (1, 2)}.get(kind, ())
-    if weight.dtype != np.float32 or rank not in ranks or 0 in weight.shape or groups < 1 or weight.shape[0] % groups:
+    dtypes = {"linear": (float32, bfloat16, float16), "conv": (float32,)}.get(kind, ())
+    if weight.dtype not in dtypes or rank not in ranks or 0 in weight.shape or groups < 1 or weight.shape[0] % groups:
         raise OpError(
             f"it is {weight.dtype.name} {weight.shape}, in {groups} groups",
-            "A float32 weight (N, K) packs as 'linear'; (O, K, C) or (O, K, K, C) as 'conv'.",
+            "A weight (N, K) of float32, bfloat16 or float16 packs as 'linear'; (O, K, C) or (O, K, K, C) of float32 as 'conv'.",
             what=f"cannot pack a weight as {kind!r}",
         )
     weight = np.ascontiguousarray(weight)
     columns = native.tile()[1]
     panels = groups * -(-(weight.shape[0] // groups) // columns)
-    buffer = np.empty(panels * columns * prod(weight.shape[1:]), dtype=np.float32)
+    stored = np.float32 if weight.dtype == float32 else np.uint16
+    buffer = np.empty(panels * columns * prod(weight.shape[1:]), dtype=stored)
     if kind == "linear":
-        native.pack_linear(weight, buffer)
+        native.pack_linear(weight.view(stored), buffer, stored is np.uint16)
     else:
         native.pack_conv(as_2d(weight), buffer, groups)
     buffer.flags.writeable = False
-    return Packed(weight.shape, kind, native.isa(), columns, buffer, groups)
+    return Packed(weight.shape, kind, native.isa(), columns, buffer, groups, weight.dtype)
 
 
 def as_2d(array: np.ndarray) -> np.ndarray:

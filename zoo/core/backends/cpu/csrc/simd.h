@@ -59,6 +59,104 @@ INLINE void store_first(float* p, vf v, i64 n) {
 #endif
 }
 
+// Half precision is storage: widened when it is read, rounded to nearest even when it is written.
+struct bf16 {
+    uint16_t bits;
+};
+struct f16 {
+    uint16_t bits;
+};
+typedef uint32_t vu __attribute__((vector_size(W * 4)));
+typedef uint16_t vh __attribute__((vector_size(W * 2)));
+
+// W numbers as they are in memory, each in the low bits of a lane: to be moved, not calculated with.
+template <class T>
+INLINE vf load_bits(const T* p, i64 n) {
+    if constexpr (sizeof(T) == 4) {
+        return load_first(p, n);
+    } else {
+        vh v = {};
+        if (n >= W) {
+            __builtin_memcpy(&v, p, sizeof v);
+        } else {
+#if defined(ZOO_AVX512)
+            v = (vh)_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p);
+#else
+            for (int i = 0; i < n; i++) v[i] = p[i].bits;
+#endif
+        }
+        return (vf)__builtin_convertvector(v, vu);
+    }
+}
+template <class T>
+INLINE void store_bits(T* p, vf bits, i64 n) {
+    if constexpr (sizeof(T) == 4) {
+        store_first(p, bits, n);
+    } else {
+        const vh v = __builtin_convertvector((vu)bits, vh);
+        if (n >= W) {
+            __builtin_memcpy(p, &v, sizeof v);
+        } else {
+            for (int i = 0; i < n; i++) p[i].bits = v[i];
+        }
+    }
+}
+
+INLINE vf load_first(const bf16* p, i64 n) { return (vf)((vu)load_bits(p, n) << 16); }
+INLINE void store_first(bf16* p, vf v, i64 n) {
+    const vu u = (vu)v;
+    const vu rounded = (u + 0x7FFF + (u >> 16 & 1)) >> 16;
+    store_bits(p, select(v != v, (vf)(u >> 16 | 0x40), (vf)rounded), n);
+}
+
+INLINE vf load_first(const f16* p, i64 n) {
+    const vu h = (vu)load_bits(p, n);
+#if defined(ZOO_AVX512)
+    return (vf)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)h));
+#elif defined(ZOO_AVX2)
+    const __m256i pairs = _mm256_packus_epi32((__m256i)h, (__m256i)h);
+    return (vf)_mm256_cvtph_ps(_mm256_castsi256_si128(_mm256_permute4x64_epi64(pairs, 0x08)));
+#else
+    const vu magnitude = (h & 0x7FFF) << 13;  // 2^112 corrects the bias of the exponent, and makes subnormal numbers normal
+    const vf number = (vf)magnitude * 0x1p112f;
+    return (vf)((vu)select((vi)(magnitude >= 0x0F800000u), (vf)(magnitude | 0x7F800000u), number) | (h & 0x8000) << 16);
+#endif
+}
+INLINE void store_first(f16* p, vf v, i64 n) {
+#if defined(ZOO_AVX512)
+    store_bits(p, (vf)_mm512_cvtepu16_epi32(_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT)), n);
+#elif defined(ZOO_AVX2)
+    store_bits(p, (vf)_mm256_cvtepu16_epi32(_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT)), n);
+#else
+    const vu u = (vu)v & 0x7FFFFFFF;
+    const vu normal = (u + 0xC8000FFFu + (u >> 13 & 1)) >> 13;  // the exponent's bias less 112; ties to even
+    const vu tiny = (vu)((vf)u + 0.5f) - 0x3F000000u;           // the addition rounds at 2^-24
+    const vu special = (vu)select((vi)(u > 0x7F800000u), (vf)(vu{} + 0x7E00), (vf)(vu{} + 0x7C00));
+    const vu finite = (vu)select((vi)(u < 0x38800000u), (vf)tiny, (vf)normal);
+    const vu all = (vu)select((vi)(u >= 0x47800000u), (vf)special, (vf)finite);
+    store_bits(p, (vf)(all | ((vu)v >> 16 & 0x8000)), n);
+#endif
+}
+INLINE vf load(const bf16* p) { return load_first(p, W); }
+INLINE vf load(const f16* p) {  // straight from memory where the instruction does that
+#if defined(ZOO_AVX512)
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(ZOO_AVX2)
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(ZOO_NEON)
+    vh h;
+    __builtin_memcpy(&h, p, sizeof h);
+    return (vf)vcvt_f32_f16(vreinterpret_f16_u16((uint16x4_t)h));
+#else
+    return load_first(p, W);
+#endif
+}
+
+template <class T>
+INLINE T* scratch_of(Slot slot, i64 count) {
+    return reinterpret_cast<T*>(scratch(slot, (count * (i64)sizeof(T) + 3) / 4));
+}
+
 INLINE float sum_lanes(vf v) {
     float s = 0;
     for (int i = 0; i < W; i++) s += v[i];

@@ -1,4 +1,4 @@
-"""Products of float32 matrices."""
+"""Products of float32 matrices, and with weights of half precision."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from zoo.core.backends.cpu.kernels.common import CODES, F32, Kernels, contiguous, usable
+from zoo.core.backends.cpu.kernels.common import CODES, F32, WEIGHTS, Kernels, bits, contiguous, usable
 from zoo.core.backends.cpu.pack import Packed
 from zoo.core.stats import count
+
+COUNTERS = ("cpu.gemm_f32", "cpu.gemm_bf16", "cpu.gemm_f16")  # in the order of WEIGHTS
 
 
 def matmul(b: Any, x: Any, y: Any, *, transpose_a: bool, transpose_b: bool) -> Any:
@@ -20,7 +22,7 @@ def matmul(b: Any, x: Any, y: Any, *, transpose_a: bool, transpose_b: bool) -> A
     if transpose_b:
         y = y.swapaxes(-1, -2)
     batch, (rows, depth), columns = x.shape[:-2], x.shape[-2:], y.shape[-1]
-    if y.ndim == 2 < x.ndim and x.flags.ccontiguous:  # one matrix for the whole batch: one product with many rows
+    if y.ndim == 2 < x.ndim and x.flags.c_contiguous:  # one matrix for the whole batch: one product with many rows
         flat = np.empty((math.prod(batch) * rows, columns), F32)
         b.native.gemm(x.reshape(len(flat), depth), y, flat)
         out = flat.reshape(*batch, rows, columns)
@@ -34,20 +36,23 @@ def matmul(b: Any, x: Any, y: Any, *, transpose_a: bool, transpose_b: bool) -> A
 
 
 def linear(b: Any, x: Any, w: Any, bias: Any, *, activation: str | None) -> Any:
-    if not usable(x, w, bias) or activation not in CODES:
+    kind = WEIGHTS.get(w.dtype)
+    if kind is None or activation not in CODES or not usable(x, bias):
         return NotImplemented
     columns, depth = w.shape
     rows = math.prod(x.shape[:-1])
     flat = x if x.ndim == 2 else x.reshape(rows, depth)
     out = np.empty((rows, columns), F32)
     if type(w) is not Packed:
-        b.native.gemm(flat, w.T, out, contiguous(bias), None, CODES[activation])
+        if not w.flags.aligned:
+            return NotImplemented
+        b.native.gemm(flat, bits(w).T, out, contiguous(bias), None, CODES[activation], weight=kind)
     elif w.fits(b.isa, "linear"):
-        b.native.gemm(flat, w.buffer, out, contiguous(bias), None, CODES[activation], columns)
+        b.native.gemm(flat, w.buffer, out, contiguous(bias), None, CODES[activation], columns, kind)
         count("cpu.packed_weight")
     else:
         return NotImplemented
-    count("cpu.gemm_f32")
+    count(COUNTERS[kind])
     return out if x.ndim == 2 else out.reshape(*x.shape[:-1], columns)
 
 

@@ -4,12 +4,17 @@
 namespace zoo {
 namespace {
 
-void gemm(nb::handle a_, nb::handle b_, nb::handle out_, nb::handle bias, nb::handle residual, int activation, i64 packed_n) {
-    const Array a(a_, "a"), b(b_, "b"), out(out_, "out", true);
+// B, or weights, of float32 (weight = F32), or of uint16 views of bfloat16 or float16.
+template <class T>
+void gemm_of(nb::handle a_, nb::handle b_, nb::handle out_, nb::handle bias, nb::handle residual, int activation, i64 packed_n,
+             int weight) {
+    const Array a(a_, "a"), out(out_, "out", true);
+    const ArrayOf<T> b(b_, "b");
     check(a && b && out, "a, b and out must be arrays");
     check(a.nd >= 2 && out.nd >= 2 && out.contiguous(), "a and out need two axes or more, and out must be contiguous");
     const int nd = out.nd;
     Gemm g{};
+    g.weight = weight;
     g.M = a.shape[a.nd - 2], g.K = a.shape[a.nd - 1];
     g.a = a.data, g.a_m = a.stride[a.nd - 2], g.a_k = a.stride[a.nd - 1];
     if (packed_n >= 0) {
@@ -27,7 +32,7 @@ void gemm(nb::handle a_, nb::handle b_, nb::handle out_, nb::handle bias, nb::ha
     check(g.axes <= MAX_BATCH_AXES && a.nd <= nd && b.nd <= nd, "too many batch axes");
     for (int i = 0; i < g.axes; i++) {
         g.batch[i] = out.shape[i];
-        const auto along = [&](const Array& x) -> i64 {
+        const auto along = [&](const auto& x) -> i64 {
             const int axis = i - (nd - x.nd);
             if (axis < 0 || x.shape[axis] == 1) return 0;
             check(x.shape[axis] == g.batch[i], "batch axes do not broadcast to out");
@@ -42,22 +47,31 @@ void gemm(nb::handle a_, nb::handle b_, nb::handle out_, nb::handle bias, nb::ha
     run(kernels().gemm->gemm, g);
 }
 
-void pack_linear(nb::handle w_, nb::handle out_) {
-    const Array w(w_, "w"), out(out_, "out", true);
+void gemm(nb::handle a, nb::handle b, nb::handle out, nb::handle bias, nb::handle residual, int activation, i64 packed_n, int weight) {
+    check(weight >= F32 && weight < WEIGHTS, "unknown kind of weight");
+    (weight == F32 ? gemm_of<float> : gemm_of<uint16_t>)(a, b, out, bias, residual, activation, packed_n, weight);
+}
+
+template <class T>
+void pack_of(nb::handle w_, nb::handle out_, int weight) {
+    const ArrayOf<T> w(w_, "w"), out(out_, "out", true);
     check(w && out && w.nd == 2 && out.nd == 1 && out.contiguous(), "w needs two axes, out one");
     check(out.shape[0] == packed_columns(w.shape[0]) * w.shape[1], "out has the wrong size");
     nb::gil_scoped_release unlocked;
-    kernels().gemm->pack(w.data, w.stride[1], w.stride[0], w.shape[0], w.shape[1], out.data);
+    kernels().gemm->pack(weight, w.data, w.stride[1], w.stride[0], w.shape[0], w.shape[1], out.data);
 }
+
+void pack_linear(nb::handle w, nb::handle out, int weight) { (weight == F32 ? pack_of<float> : pack_of<uint16_t>)(w, out, weight); }
 
 }  // namespace
 
 void bind_gemm(nb::module_& m) {
     m.def("tile", [] { return std::array<int, 2>{kernels().gemm->mr, kernels().gemm->nr}; }, "Rows and columns of the GEMM micro-kernel.");
     m.def("gemm", gemm, nb::arg("a"), nb::arg("b"), nb::arg("out"), nb::arg("bias").none() = nb::none(),
-          nb::arg("residual").none() = nb::none(), nb::arg("activation") = 0, nb::arg("packed_n") = -1,
-          "out = act(a @ b + bias + residual). a (..., M, K); b (..., K, N) or, with packed_n = N, packed weights.");
-    m.def("pack_linear", pack_linear, nb::arg("w"), nb::arg("out"));
+          nb::arg("residual").none() = nb::none(), nb::arg("activation") = 0, nb::arg("packed_n") = -1, nb::arg("weight") = 0,
+          "out = act(a @ b + bias + residual). a (..., M, K); b (..., K, N) or, with packed_n = N, packed weights.\n"
+          "weight: what b is stored in: 0 float32, 1 bfloat16, 2 float16 (as uint16).");
+    m.def("pack_linear", pack_linear, nb::arg("w"), nb::arg("out"), nb::arg("weight") = 0);
 }
 
 }  // namespace zoo

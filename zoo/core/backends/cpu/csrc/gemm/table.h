@@ -5,14 +5,17 @@ namespace zoo {
 
 constexpr int MAX_BATCH_AXES = 6;
 
+enum Weight : int { F32 = 0, BF16, F16, WEIGHTS };
+
 // C = act(A * B + bias + residual).  All strides in elements.
 struct Gemm {
     i64 M, N, K;
+    int weight;  // what b and packed are stored in
     const float* a;  // element (m, k) at a + m * a_m + k * a_k
     i64 a_m, a_k;
-    const float* b;  // element (k, n) at b + k * b_k + n * b_n; not read if `packed` is set
+    const void* b;   // element (k, n) at b + k * b_k + n * b_n; not read if `packed` is set
     i64 b_k, b_n;
-    const float* packed;  // [N/NR][K][NR], made by `pack`; columns beyond N are zero
+    const void* packed;   // [N/NR][K][NR], made by `pack`; columns beyond N are zero
     float* c;             // rows of N contiguous elements
     i64 c_m;
     const float* bias;      // [N] or null
@@ -26,7 +29,7 @@ struct Gemm {
 struct GemmKernels {
     int mr, nr;  // rows and columns of the micro-kernel's tile
     // packs element (k, n) at b + k * b_k + n * b_n into [N/NR][K][NR]
-    void (*pack)(const float* b, i64 b_k, i64 b_n, i64 N, i64 K, float* packed);
+    void (*pack)(int weight, const void* b, i64 b_k, i64 b_n, i64 N, i64 K, void* packed);
     void (*gemm)(const Gemm&);
 };
 
