@@ -52,7 +52,7 @@ def pack(native: Any, weight: np.ndarray, kind: str, groups: int = 1) -> Packed:
     if weight.dtype not in dtypes or rank not in ranks or 0 in weight.shape or groups < 1 or weight.shape[0] % groups:
         raise OpError(
             f"it is {weight.dtype.name} {weight.shape}, in {groups} groups",
-            "A weight (N, K) of float32, bfloat16 or float16 packs as 'linear'; (O, K, C) or (O, K, K, C) of float32 as 'conv'.",
+            "(N, K) of float32, bfloat16 or float16 packs as 'linear'; (O, K, C) or (O, K, K, C) of float32 as 'conv'.",
             what=f"cannot pack a weight as {kind!r}",
         )
     weight = np.ascontiguousarray(weight)
