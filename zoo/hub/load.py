@@ -21,7 +21,7 @@ import numpy as np
 from zoo import port as ports
 from zoo.core.dtype import is_float
 from zoo.core.errors import WeightsError, ZooError
-from zoo.hub import refs
+from zoo.hub import adapter, refs
 from zoo.hub.files import atomic, write_json
 from zoo.hub.formats import read
 from zoo.hub.mapped import TensorFile, TensorInfo
@@ -54,6 +54,7 @@ def load(
     """A model with the weights of `ref`, on `device` (a device or its name; None: the default), in evaluation mode.
 
     `port` says which model it must be; None: found out. `dtype` is that of the floating-point weights; None: as stored.
+    An adapter's directory gives its base model with the adapter around it.
     Raises WeightsError if the weights cannot be found, read or recognised, or if a single tensor does not fit;
     DeviceError if the device is not here.
     """
@@ -61,6 +62,9 @@ def load(
 
     place = find_device(device)
     checkpoint = refs.resolve(ref)
+    if checkpoint.is_adapter and checkpoint.directory is not None:
+        model = load(adapter.base_of(checkpoint.directory), port=port, device=place, dtype=dtype)
+        return adapter.attach(model, checkpoint.directory).eval()
     with read(checkpoint.file) as tensors:
         known = identify(checkpoint, tensors, port)
         model = known.port.model(known.config)

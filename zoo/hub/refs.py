@@ -27,6 +27,8 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th")
 """Where none of these is there, the only file of the first of these kinds that is."""
 CONFIG_FILE = "config.json"
 CARD_FILE = "card.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+"""Of a directory that holds a change to another checkpoint (zoo/hub/adapter.py)."""
 PROVENANCE_FILE = "provenance.json"
 """Of a checkpoint that was pulled: from where, which commit, the hashes, how it was translated (zoo/hub/pull.py)."""
 
@@ -71,6 +73,10 @@ class Checkpoint:
     def provenance(self) -> dict[str, Any]:
         """provenance.json: where a pulled checkpoint comes from; {} for any other."""
         return self._json(PROVENANCE_FILE) or {}
+
+    @property
+    def is_adapter(self) -> bool:
+        return self.directory is not None and self.file.name == ADAPTER_FILE
 
     def companions(self) -> list[Path]:
         """The files beside the weights that go with them wherever they go: COMPANIONS."""
@@ -183,7 +189,7 @@ def resolve(ref: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _file_in(directory: Path) -> Path:
-    for name in WHOLE:
+    for name in (*WHOLE, ADAPTER_FILE):
         if (directory / name).is_file():
             return directory / name
     for suffix in SUFFIXES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from zoo.llama.config import LlamaConfig
+from zoo.llama.finetune import finetune
 from zoo.llama.model import Llama
 from zoo.llama.run import run
 from zoo.llama.weights import TABLE
@@ -15,4 +16,5 @@ PORT = Port(
     model=Llama,
     weights=TABLE,
     run=run,
+    finetune=finetune,
 )

@@ -74,14 +74,15 @@ class Tokenizer:
 
     # chat
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def chat(self, messages: Sequence[Mapping[str, str]], *, answering: bool = True) -> list[int]:
         """Ids of a conversation, up to where the assistant answers. messages: {"role": ..., "content": ...}.
+        answering=False: as it stands, with nobody about to answer.
 
         Raises WeightsError if the checkpoint has no chat template, or the template refuses the messages.
         """
         try:
             text = self._template().render(
-                messages=list(messages), add_generation_prompt=True,
+                messages=list(messages), add_generation_prompt=answering,
                 bos_token=self._text_of("bos_token"), eos_token=self._text_of("eos_token"),
             )  # fmt: skip
         except WeightsError:

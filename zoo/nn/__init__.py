@@ -12,7 +12,7 @@ net = Net().init(zoo.random.Generator(0), device="cpu")
 
 from __future__ import annotations
 
-from zoo.nn import init, losses
+from zoo.nn import init, lora, losses
 from zoo.nn.activations import activation
 from zoo.nn.attention import Attention
 from zoo.nn.batch_norm import BatchNorm
@@ -29,5 +29,5 @@ from zoo.nn.sequential import Sequential
 __all__ = [
     "Attention", "AvgPool", "BatchNorm", "Conv1d", "Conv2d", "ConvTranspose1d", "ConvTranspose2d", "Dropout",
     "Embedding", "GroupNorm", "LayerNorm", "Linear", "MaxPool", "Module", "Param", "RMSNorm", "Sequential", "Upsample",
-    "activation", "global_avg_pool", "init", "losses",
+    "activation", "global_avg_pool", "init", "lora", "losses",
 ]  # fmt: skip

@@ -211,7 +211,7 @@ class Learner:
         """Writes the checkpoint, if there is a directory for it."""
         if self.out is None:
             return
-        groups: dict[str, Any] = {"model": self._live.state(), "optimizer": self.optimizer.state()}
+        groups: dict[str, Any] = {"model": self._changing(), "optimizer": self.optimizer.state()}
         facts: dict[str, Any] = {
             "step": self.step,
             "seconds": self.seconds,
@@ -239,7 +239,9 @@ class Learner:
             why = "\n".join(f"{k} was {was.get(k)} and is {now.get(k)}" for k in changed)
             raise ZooError(f"the run in {self.out} was begun with other settings", why, "Resume with the same ones.")
         self.data.load(facts["data"])
-        self._live.load(saved.groups["model"])
+        changing = self._changing()
+        frozen = {path: tensor for path, tensor in self._live.state().items() if path not in changing}
+        self._live.load({**frozen, **saved.groups["model"]})
         self.optimizer.load(saved.groups.get("optimizer", {}), self.device)
         if self.average is not None:
             values = saved.groups.get("average", {})
@@ -254,6 +256,10 @@ class Learner:
         self._refresh()
         self._resumed = True
         return self
+
+    def _changing(self) -> dict[str, Tensor]:
+        """What training changes: no frozen weights, which are where they came from."""
+        return {p: s.value for p, s in self._live.slots().items() if s.trainable or (s.buffer and not s.module.frozen)}
 
     def _settings(self) -> dict[str, Any]:
         """What must be the same for a resumed run to be the same run, as JSON gives it back."""

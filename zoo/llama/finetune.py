@@ -1,0 +1,143 @@
+"""Training on text: data -> loss, in the Learner's terms. All of the weights, or a LoRA adapter beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.core import ops
+from zoo.core.errors import ZooError
+from zoo.core.tensor import Tensor
+from zoo.data.loader import Loader
+from zoo.llama import tokenizer as tokenizers
+from zoo.llama.data import IGNORED, files, pack, read
+from zoo.llama.model import Llama
+from zoo.nn import lora as adapters
+from zoo.nn import losses
+from zoo.train import AdamW, Learner, cosine, matrices_only
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Layers that LoRA goes around: all matrices of a block (Dettmers et al. 2023, section 4)."""
+HELD_OUT = 0.05
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run gave. Perplexities are of the tokens held out, before and after."""
+
+    out: Path
+    epochs: int
+    steps: int
+    tokens: int
+    before: float
+    after: float
+    trainable: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"out": str(self.out), "epochs": self.epochs, "steps": self.steps, "tokens": self.tokens,
+                "perplexity_before": self.before, "perplexity": self.after, "trainable": self.trainable}  # fmt: skip
+
+    def __str__(self) -> str:
+        return f"{self.out}: perplexity {self.after:.3f} on unseen text, {self.before:.3f} before"
+
+
+def loss(model: Any, batch: Any) -> Tensor:
+    inputs, targets = batch
+    return losses.cross_entropy(model(inputs), targets, ignore_index=IGNORED)
+
+
+def metrics(model: Any, batch: Any) -> dict[str, Tensor]:
+    """Sums over the tokens of each row, and how many there are: rows hold different numbers of learned tokens."""
+    inputs, targets = batch
+    learned = targets != IGNORED
+    each = ops.where(learned, ops.cross_entropy(model(inputs), ops.where(learned, targets, 0)), 0.0)
+    return {"nats": each.sum(axis=-1), "tokens": learned.astype("float32").sum(axis=-1)}
+
+
+def perplexity(model: Llama, inputs: np.ndarray, targets: np.ndarray, batch: int = 4) -> float:
+    """exp of the mean negative log-likelihood of the learned tokens."""
+    nats = tokens = 0.0
+    for rows in Loader((inputs, targets), batch, shuffle=False):
+        found = metrics(model, tuple(Tensor(model.device.from_host(part), model.device) for part in rows))
+        nats, tokens = nats + float(found["nats"].sum()), tokens + float(found["tokens"].sum())
+    return math.exp(nats / tokens)
+
+
+def finetune(
+    model: Llama,
+    *,
+    data: Path,
+    epochs: int = 3,
+    batch: int = 4,
+    lr: float | None = None,
+    lora: int = 0,
+    context: int = 256,
+    seed: int = 0,
+    out: Path = Path("runs/llama"),
+    resume: bool = False,
+    quiet: bool = False,
+) -> Iterator[Trained]:
+    """Train on your own text: .txt, or .jsonl with text, prompt and completion, or messages.
+
+    data: a file, or a directory with train and valid files; without the latter, a twentieth is held out
+    batch: rows of --context tokens per step
+    lr: highest learning rate, after a warm-up; it falls to a tenth over the run. Without it, 1e-4, or 1e-3 with --lora
+    lora: rank of an adapter, which is trained beside weights that stay; 0 trains the weights themselves
+    context: tokens of a row
+    """
+    from zoo import hub
+    from zoo.hub import adapter
+
+    tokenizer = tokenizers.of(model)
+    if context > model.config.max_position_embeddings:
+        why = f"the model sees {model.config.max_position_embeddings:,} tokens at once"
+        raise ZooError(f"--context {context} is too long", why, "Choose a shorter one.")
+    train_file, valid_file = files(data)
+    examples = read(train_file, tokenizer)
+    train = pack(examples, context)
+    if valid_file is not None:
+        unseen = pack(read(valid_file, tokenizer), context)
+    else:
+        held = max(1, round(len(train[0]) * HELD_OUT))
+        if len(train[0]) < 2:
+            why = f"{len(train[0])} row of {context} tokens leaves nothing to hold out"
+            raise ZooError("there is too little text", why, "Give more, a valid file, or a shorter --context.")
+        unseen = (train[0][-held:], train[1][-held:])
+        train = (train[0][:-held], train[1][:-held])
+    base = None if model.source is None else model.source.shown
+    if lora:
+        adapters.attach(model, lora, targets=TARGETS, seed=seed)
+    lr = (1e-3 if lora else 1e-4) if lr is None else lr
+    rows = Loader(train, batch, seed=seed)
+    steps = epochs * len(rows)
+    before = perplexity(model, *unseen)
+    learner = Learner(
+        model,
+        rows,
+        loss=loss,
+        optimizer=AdamW(betas=(0.9, 0.95), weight_decay=matrices_only(0.0 if lora else 0.1)),
+        schedule=cosine(lr, steps, warmup=min(100, steps // 10), final=lr / 10),
+        validation=Loader(unseen, batch, shuffle=False),
+        clip=1.0,
+        out=out,
+        seed=seed,
+        settings={"epochs": epochs, "lr": lr, "lora": lora, "context": context},
+        quiet=quiet,
+    )
+    if resume:
+        learner.resume()
+    learner.fit(epochs)
+    trainable = sum(parameter.size for parameter in model.parameters().values())
+    learned = int((train[1] != IGNORED).sum())
+    done = Trained(out, epochs, learner.step, learned, before, perplexity(model, *unseen), trainable)
+    if lora:
+        adapter.save(model, out, base or "")
+    else:
+        card = {"summary": f"perplexity {done.after:.2f} on unseen text", "perplexity": done.after, "base": base}
+        hub.save(model, out, port="llama", card=card)
+    yield done

@@ -1,0 +1,90 @@
+"""LoRA: a few trained numbers beside weights that stay (Hu et al. 2021).
+
+lora.attach(model, rank=8, targets=("q_proj", "v_proj"))     # in place; everything else is frozen
+...                                                          # train, save the adapter (zoo/hub/adapter.py)
+lora.merge(model)                                            # W + scale B A, in place: a plain model again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from zoo.core import ops
+from zoo.core.dtype import float32
+from zoo.core.errors import ZooError
+from zoo.core.random import Generator
+from zoo.core.tensor import Tensor
+from zoo.nn import init
+from zoo.nn.linear import Linear
+from zoo.nn.module import Module
+from zoo.nn.param import Param
+
+
+class LoRA(Module):
+    """base(x) + scale * lora_B(lora_A(x)), in the place of a Linear layer. lora_B begins as zeros: at first nothing
+    changes. The base may hold its weight in any form; only its call is used."""
+
+    def __init__(self, base: Linear, rank: int, scale: float):
+        outputs, inputs = base.weight.shape
+        self.base = base
+        self.lora_A = Linear(inputs, rank, bias=False)
+        self.lora_B = Linear(rank, outputs, bias=False)
+        self.lora_B.weight = Param((outputs, rank), init.zeros)
+        self.scale = scale
+
+    def __call__(self, x: Tensor, activation: str | None = None) -> Tensor:
+        y = self.base(x) + self.lora_B(self.lora_A(x)) * self.scale
+        return y if activation is None else getattr(ops, activation)(y)
+
+    def merged(self) -> Linear:
+        """The base with the change added to its weight, in its dtype. The base itself changes."""
+        a, b = (layer.weight.astype(float32) for layer in (self.lora_A, self.lora_B))
+        weight = self.base.weight
+        merged = weight.astype(float32) + ops.matmul(b, a) * self.scale
+        self.base.set("weight", merged.astype(weight.dtype))
+        return self.base
+
+    def describe(self) -> str:
+        return f"rank {self.lora_A.weight.shape[0]}, scale {self.scale:g}"
+
+
+def attach(
+    model: Module, rank: int, *, alpha: float | None = None, targets: Collection[str] = (), seed: int = 0
+) -> int:
+    """Freezes a model and puts LoRA around the Linear layers whose attribute is in `targets` (empty: around all of
+    them), in place. scale = alpha / rank; alpha: 2 * rank if None. -> how many.
+
+    Raises ZooError if there is none.
+    """
+    model.freeze()
+    scale = (2 * rank if alpha is None else alpha) / rank
+    places = [(holder, name) for holder, name in _linears(model) if not targets or name in targets]
+    if not places:
+        what = ", ".join(sorted(targets)) or "Linear"
+        raise ZooError("there is nothing to adapt", f"the model has no layer named {what}", "Name layers that it has.")
+    for holder, name in places:
+        setattr(holder, name, LoRA(getattr(holder, name), rank, scale))
+    model.init(Generator(seed), model.device)
+    return len(places)
+
+
+def _linears(model: Module) -> Iterator[tuple[Module, str]]:
+    for _, module in list(model.named_modules()):
+        if not isinstance(module, LoRA):
+            for name, value in list(vars(module).items()):
+                if isinstance(value, Linear):
+                    yield module, name
+
+
+def layers(model: Module) -> dict[str, LoRA]:
+    """The LoRA layers by path."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, LoRA)}
+
+
+def merge(model: Module) -> Module:
+    """Adds every change to its weight and takes the LoRA layers away, in place; the model is trainable again."""
+    for _, module in list(model.named_modules()):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, LoRA):
+                setattr(module, name, value.merged())
+    return model.unfreeze()
