@@ -13,7 +13,8 @@ namespace zoo {
 #define DECLARE(isa)                      \
     extern const GemmKernels gemm_##isa;  \
     extern const ConvKernels conv_##isa;  \
-    static constexpr KernelTable table_##isa = {#isa, &gemm_##isa, &conv_##isa};
+    extern const AttentionKernels attention_##isa; \
+    static constexpr KernelTable table_##isa = {#isa, &gemm_##isa, &conv_##isa, &attention_##isa};
 #if defined(__x86_64__)
 DECLARE(baseline)
 DECLARE(avx2)

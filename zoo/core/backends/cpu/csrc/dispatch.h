@@ -2,6 +2,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/table.h"
 #include "conv/table.h"
 #include "gemm/table.h"
 
@@ -12,6 +13,7 @@ struct KernelTable {
     const char* isa;
     const GemmKernels* gemm;
     const ConvKernels* conv;
+    const AttentionKernels* attention;
 };
 
 const KernelTable& kernels();         // those in use

@@ -4,6 +4,7 @@
 namespace zoo {
 void bind_gemm(nb::module_&);
 void bind_conv(nb::module_&);
+void bind_attention(nb::module_&);
 }  // namespace zoo
 
 NB_MODULE(_native, m) {
@@ -15,4 +16,5 @@ NB_MODULE(_native, m) {
     m.def("set_threads", zoo::set_threads, nb::arg("count"), "0: one per physical core that this process may use.");
     zoo::bind_gemm(m);
     zoo::bind_conv(m);
+    zoo::bind_attention(m);
 }

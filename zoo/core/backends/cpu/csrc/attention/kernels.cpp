@@ -1,0 +1,25 @@
+#include "../gemm/table.h"
+#include "../isa.h"
+#include "table.h"
+
+namespace zoo {
+namespace {
+#include "../simd.h"
+
+#include "../activation.h"
+
+#include "../gemm/gemm.h"
+
+#include "softmax.h"
+
+#include "prefill.h"
+
+#include "decode.h"
+
+void attention(const Attention& a) { a.L * a.G <= DECODE_ROWS ? decode(a) : prefill(a); }
+}  // namespace
+
+extern const AttentionKernels FAMILY_TABLE(attention);
+constexpr AttentionKernels FAMILY_TABLE(attention) = {attention};
+
+}  // namespace zoo

@@ -1,0 +1,121 @@
+// What both ways of attention share: reading heads, weights e^(score - peak) of one row of scores, and how parts of a softmax
+// are joined. A part of a row is its peak m, its total t = sum e^(s - m) and its sum o = sum e^(s - m) v; two parts become one by
+//     m = max(m1, m2),  t = t1 e^(m1 - m) + t2 e^(m2 - m),  o likewise         (Milakov & Gimelshein 2018; Dao et al. 2022)
+// A row that saw no key yet has m = -inf, t = 0 and o = 0; one that never sees any gives zeros.
+
+constexpr float NOTHING = -__builtin_inff();
+
+INLINE vf larger(vf a, vf b) {  // b where a is NaN
+#if defined(ZOO_AVX512)
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
+// All lanes joined by log2(W) perfect shuffles.
+INLINE float max_lanes(vf v) {
+    UNROLL for (int n = 1; n < W; n *= 2) v = larger(zip_low(v, v), zip_high(v, v));
+    return v[0];
+}
+INLINE float total_lanes(vf v) {
+    UNROLL for (int n = 1; n < W; n *= 2) v = zip_low(v, v) + zip_high(v, v);
+    return v[0];
+}
+
+// Lane i of the result: the sum of all lanes of r[i].
+INLINE vf total_each(vf (&r)[W]) {
+    UNROLL for (int n = W / 2; n > 0; n /= 2)
+        UNROLL for (int i = 0; i < n; i++) r[i] = zip_low(r[i], r[i + n]) + zip_high(r[i], r[i + n]);
+    return r[0];
+}
+
+// e^x for x <= 0, with a relative error of 2e-7; exactly 0 below -87.3, where subnormal numbers would begin: what is masked
+// weighs nothing, and no product with a weight is slowed down by them.
+INLINE vf weight_of(vf x) {
+    const float log2e = 1.44269504088896341f;
+    const vf magic = splat(12582912.0f), shifted = x * log2e + magic;  // as in `exponential`
+    const vf r = x * log2e - (shifted - magic);
+    vf p = splat(0.00132764725f);  // minimax polynomial of 2^r, |r| <= 1/2: relative error 7.5e-8
+    const float terms[] = {0.00967554096f, 0.0555071309f, 0.240221202f, 0.693146944f, 1.0f};
+    UNROLL for (float term : terms) p = p * r + term;
+    const vf power = (vf)(((vi)shifted << 23) + 0x3F800000);
+    return x < -87.3f ? vf{} : p * power;  // NaN stays NaN
+}
+INLINE float weight_of(float x) { return weight_of(splat(x))[0]; }
+
+// One part of one row: the first `visible` scores become weights, those up to `all`, rounded up to whole vectors, 0.
+// Updates peak and total; returns what earlier sums must be multiplied by.
+INLINE float weigh(float* s, i64 visible, i64 all, const float* bias, i64 bias_s, float& peak, float& total) {
+    if (bias && bias_s == 1) {
+        for (i64 j = 0; j < visible; j += W) store(s + j, load(s + j) + load_first(bias + j, visible - j));
+    } else if (bias) {
+        for (i64 j = 0; j < visible; j++) s[j] += bias[j * bias_s];
+    }
+    const i64 end = divide_up(all, W) * W;
+    for (i64 j = visible; j < end; j++) s[j] = NOTHING;
+    vf top = splat(peak);
+    for (i64 j = 0; j < end; j += W) top = larger(load(s + j), top);
+    const float before = peak;
+    peak = max_lanes(top);
+    const vf shift = splat(peak == NOTHING ? 0.0f : peak);
+    vf sum = {};
+    for (i64 j = 0; j < end; j += W) {
+        const vf w = weight_of(load(s + j) - shift);
+        store(s + j, w);
+        sum += w;
+    }
+    const float factor = before == peak ? 1.0f : weight_of(before - shift[0]);
+    total = total * factor + total_lanes(sum);
+    return factor;
+}
+
+// 1 / total; a row that saw no key has a total of 0, and its sum is 0 already.
+INLINE float share(float total) { return total == 0.0f ? 1.0f : 1.0f / total; }
+
+INLINE void scale_row(float* row, i64 n, float factor) {  // n a multiple of W
+    for (i64 j = 0; j < n; j += W) store(row + j, load(row + j) * factor);
+}
+
+// ---- heads in memory
+
+template <class T>
+INLINE const T* row_of(const Heads& x, i64 b, i64 position, i64 head) {
+    return static_cast<const T*>(x.data) + b * x.batch + position * x.position + head * x.head;
+}
+
+template <class T>
+INLINE void widen(const T* from, i64 n, float factor, float* to) {  // writes up to a multiple of W
+    for (i64 j = 0; j < n; j += W) store(to + j, load_first(from + j, n - j) * factor);
+}
+template <class T>
+INLINE void narrow(const float* from, i64 n, float factor, T* to) {
+    for (i64 j = 0; j < n; j += W) store_first(to + j, load(from + j) * factor, n - j);
+}
+
+// A query's numbers times the scale; an output row: the sum over its weights divided by their total.
+void read_query(const Attention& a, i64 b, i64 l, i64 head, float* to) {
+    switch (a.q.storage) {
+        case BF16: return widen(row_of<bf16>(a.q, b, l, head), a.D, a.scale, to);
+        case F16: return widen(row_of<f16>(a.q, b, l, head), a.D, a.scale, to);
+        default: return widen(row_of<float>(a.q, b, l, head), a.D, a.scale, to);
+    }
+}
+void write_result(const Attention& a, i64 b, i64 l, i64 head, const float* sum, float total) {
+    const i64 at = ((b * a.L + l) * a.H + head) * a.Dv;
+    switch (a.q.storage) {
+        case BF16: return narrow(sum, a.Dv, share(total), static_cast<bf16*>(a.y) + at);
+        case F16: return narrow(sum, a.Dv, share(total), static_cast<f16*>(a.y) + at);
+        default: return narrow(sum, a.Dv, share(total), static_cast<float*>(a.y) + at);
+    }
+}
+
+INLINE const float* bias_row(const Attention& a, i64 b, i64 l, i64 head, i64 key) {
+    if (!a.bias) return nullptr;
+    return a.bias + b * a.bias_stride[0] + head * a.bias_stride[1] + l * a.bias_stride[2] + key * a.bias_stride[3];
+}
+
+// Keys that query l may see.
+INLINE i64 keys_seen(const Attention& a, i64 l) { return a.causal ? at_most(a.S, at_least(0, l + 1 + a.S - a.L)) : a.S; }
+
+INLINE i64 whole(i64 n) { return divide_up(n, W) * W; }

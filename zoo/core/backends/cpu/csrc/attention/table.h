@@ -1,0 +1,31 @@
+#pragma once
+#include "../common.h"
+
+namespace zoo {
+
+enum Storage : int { F32, BF16, F16, STORAGES };
+
+// q, k or v: number d of head h at position s of batch b is data[b * batch + s * position + h * head + d]. Strides in elements.
+struct Heads {
+    const void* data;
+    int storage;
+    i64 batch, position, head;
+};
+
+// y = softmax(scale * q k^T + bias) v, by head.
+struct Attention {
+    i64 B, L, S, H, G;  // batch, queries, keys, query heads, query heads that share a key head
+    i64 D, Dv;
+    Heads q, k, v;      // k and v of one storage
+    void* y;            // (B, L, H, Dv), contiguous, stored as q
+    const float* bias;  // null: none
+    i64 bias_stride[4];  // over (B, H, L, S); 0 where it is the same along an axis
+    bool causal;         // query l sees the keys up to l + S - L
+    float scale;
+};
+
+struct AttentionKernels {
+    void (*attention)(const Attention&);
+};
+
+}  // namespace zoo
