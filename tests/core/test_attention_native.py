@@ -83,7 +83,9 @@ SIZES = [(1, 1), (1, 19), (2, 300), (3, 5), (15, 33), (30, 70), (70, 1030), (9, 
 
 
 @pytest.mark.parametrize("L, S", SIZES)
-@pytest.mark.parametrize("H, Hkv, D, Dv", [(2, 2, 64, 64), (6, 2, 40, 40), (5, 1, 33, 7), (2, 1, 1, 130), (3, 3, 80, 80)])
+@pytest.mark.parametrize(
+    "H, Hkv, D, Dv", [(2, 2, 64, 64), (6, 2, 40, 40), (5, 1, 33, 7), (2, 1, 1, 130), (3, 3, 80, 80)]
+)
 def test_shapes(cpu, rng, L, S, H, Hkv, D, Dv):
     q, k, v = qkv(rng, 2, L, S, H, Hkv, D, Dv)
     for causal in (False, True):
@@ -184,7 +186,9 @@ def test_nan_and_infinity_come_out_where_the_body_has_them(cpu, rng, value, L):
     bias = np.zeros((1, 1, L, 600), np.float32)
     bias[..., 300] = value
     q, k, v = qkv(rng, 1, L, 600, 2, 1, 20)
-    np.testing.assert_array_equal(np.isnan(attention(cpu, q, k, v, bias)), np.isnan(attention(REFERENCE, q, k, v, bias)))
+    np.testing.assert_array_equal(
+        np.isnan(attention(cpu, q, k, v, bias)), np.isnan(attention(REFERENCE, q, k, v, bias))
+    )
 
 
 @pytest.mark.parametrize("L", [1, 40])

@@ -7,41 +7,31 @@ from typing import Any
 
 import numpy as np
 
-from zoo.core.backends.cpu.kernels.common import F32, Kernels
-from zoo.core.dtype import bfloat16, float16
+from zoo.core.backends.cpu.kernels.common import F32, WEIGHTS, Kernels, bits
 from zoo.core.stats import count
-
-# as numbered in csrc/attention/table.h
-STORAGE = {F32: 0, bfloat16: 1, float16: 2}
-U16 = np.dtype(np.uint16)
 
 
 def attention(b: Any, q: Any, k: Any, v: Any, bias: Any, *, causal: bool, scale: float | None) -> Any:
-    if q.dtype not in STORAGE or 0 in q.shape or 0 in v.shape:
+    if q.dtype not in WEIGHTS or 0 in q.shape or 0 in v.shape:
         return NotImplemented
-    if k.dtype is not v.dtype or k.dtype not in STORAGE:
+    if k.dtype is not v.dtype or k.dtype not in WEIGHTS:
         k, v = k.astype(F32), v.astype(F32)
     if bias is not None:
         bias = np.broadcast_to(_aligned(bias.astype(F32, copy=False)), (q.shape[0], q.shape[2], q.shape[1], k.shape[1]))
     out = np.empty((*q.shape[:3], v.shape[3]), q.dtype)
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
     b.native.attention(
-        _heads(q), _heads(k), _heads(v), _bits(out), bias, causal, scale, STORAGE[q.dtype], STORAGE[k.dtype]
+        _heads(q), _heads(k), _heads(v), bits(out), bias, causal, scale, WEIGHTS[q.dtype], WEIGHTS[k.dtype]
     )  # fmt: skip
     count("cpu.attention")
     return out
-
-
-def _bits(array: Any) -> Any:
-    """16-bit floats as uint16: numpy's bfloat16 has no buffer protocol."""
-    return array if array.dtype is F32 else array.view(U16)
 
 
 def _heads(array: Any) -> Any:
     """Read in place, however the first three axes lie; the numbers of a head must be side by side."""
     if array.strides[3] != array.itemsize:
         array = np.ascontiguousarray(array)
-    return _bits(_aligned(array))
+    return bits(_aligned(array))
 
 
 def _aligned(array: Any) -> Any:

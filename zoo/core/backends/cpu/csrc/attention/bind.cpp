@@ -24,7 +24,7 @@ struct HeadsArray {
 
 void attention(nb::handle q_, nb::handle k_, nb::handle v_, nb::handle out_, nb::handle bias_, bool causal, float scale,
                int q_storage, int kv_storage) {
-    check(q_storage >= 0 && q_storage < STORAGES && kv_storage >= 0 && kv_storage < STORAGES, "unknown storage");
+    check(q_storage >= F32 && q_storage <= F16 && kv_storage >= F32 && kv_storage <= F16, "unknown storage");
     const HeadsArray q(q_, "q", q_storage), k(k_, "k", kv_storage), v(v_, "v", kv_storage);
     const Array bias(bias_, "bias");
     const Array wide(q_storage == F32 ? out_ : nb::handle(Py_None), "out", true);

@@ -1,4 +1,3 @@
-#include "../gemm/table.h"
 #include "../isa.h"
 #include "table.h"
 
@@ -6,9 +5,9 @@ namespace zoo {
 namespace {
 #include "../simd.h"
 
-#include "../activation.h"
+#include "../gemm/pack.h"
 
-#include "../gemm/gemm.h"
+#include "../gemm/micro.h"
 
 #include "softmax.h"
 

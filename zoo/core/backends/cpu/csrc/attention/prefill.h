@@ -93,7 +93,7 @@ void prefill_task(void* context, i64 index) {
             const Depth over_d{1, a.D, NO_OFFSET}, over_keys{1, used, NO_OFFSET};
             for (i64 s = 0; s < seen; s += NR) {
                 const Tile tile{scores + s, SCORES, NR, nullptr, false};
-                MICRO.of[1][count - 1][NV - 1](over_d, q + row * q_apart, q_apart, k + (key + s) * a.D, NR, tile);
+                MICRO<float>.of[1][count - 1][NV - 1](over_d, q + row * q_apart, q_apart, k + (key + s) * a.D, NR, tile);
             }
             for (int i = 0; i < count; i++) {
                 const i64 r = row + i, l = (first + r) / a.G, visible = at_most(seen, at_least(0, keys_seen(a, l) - key));
@@ -104,7 +104,7 @@ void prefill_task(void* context, i64 index) {
             for (i64 j = 0; j < width; j += NR) {
                 const i64 columns = at_most(NR, width - j);
                 const Tile tile{sums + row * width + j, width, columns, nullptr, block > 0};
-                MICRO.of[1][count - 1][columns > W](over_keys, scores, SCORES, v + key * width + j, width, tile);
+                MICRO<float>.of[1][count - 1][columns > W](over_keys, scores, SCORES, v + key * width + j, width, tile);
             }
         }
     }

@@ -1,14 +1,12 @@
 #pragma once
-#include "../common.h"
+#include "../gemm/table.h"
 
 namespace zoo {
-
-enum Storage : int { F32, BF16, F16, STORAGES };
 
 // q, k or v: number d of head h at position s of batch b is data[b * batch + s * position + h * head + d]. Strides in elements.
 struct Heads {
     const void* data;
-    int storage;
+    int storage;  // F32, BF16 or F16
     i64 batch, position, head;
 };
 
