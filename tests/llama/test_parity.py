@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -16,40 +17,20 @@ from zoo.llama.cache import Cache
 from zoo.llama.config import LlamaConfig
 from zoo.llama.generate import generate
 from zoo.llama.model import Llama
+from zoo.llama.reference import FAMILIES, IDS, SHAPE
+from zoo.llama.reference import model_of as of_family
 
 DATA = Path(os.environ.get("ZOO_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data") / "stories260k"
-SHAPE = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 56,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-}
 TINY = {**SHAPE, "initializer_range": 0.3}
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 32}  # fmt: skip
-FAMILIES = {
-    "llama 1: as many key heads as query heads": {},
-    "llama 2 70b, TinyLlama: grouped heads": {"num_key_value_heads": 2},
-    "llama 3.1": {"num_key_value_heads": 1, "rope_theta": 500000.0, "rope_scaling": LLAMA3},
-    "llama 3.2, SmolLM: tied": {"num_key_value_heads": 2, "tie_word_embeddings": True, "rope_scaling": LLAMA3},
-    "head_dim of its own": {"head_dim": 12},
-    "biases": {"attention_bias": True, "mlp_bias": True},
-    "another activation": {"hidden_act": "gelu"},
-    "linear": {"rope_scaling": {"type": "linear", "factor": 4.0}},
-    "dynamic": {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}, "max_position_embeddings": 24},
-    "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
-    "yarn, no truncation": {"rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32,
-                                             "truncate": False, "beta_fast": 16.0}},
-}  # fmt: skip
 
 
 def reference(config: dict, directory: Path):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed; it is the reference")
     torch = pytest.importorskip("torch", reason="torch is not installed; the reference runs on it")
     torch.manual_seed(0)
-    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).eval()
+    theirs = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**copy.deepcopy(config))
+    ).eval()  # it edits rope_scaling
     with torch.no_grad():
         for name, p in theirs.named_parameters():
             if name.endswith(("norm.weight", ".bias")):
@@ -73,6 +54,16 @@ def test_logits(tmp_path, family, device):
         expected = theirs(torch.tensor(ids)).logits.numpy()
     model = load(tmp_path, device=device)
     logits = model(ids_of(model, ids)).numpy()
+    assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("device", ["numpy", "cpu"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stored_logits(family, device):
+    """The same, against values that zoo/llama/reference.py stored, so neither torch nor transformers is needed."""
+    expected = np.load(Path(__file__).parent / "reference.npz")[family]
+    model = of_family(family, device)
+    logits = model(ids_of(model, IDS)).numpy()[:, ::13]
     assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
 
 
