@@ -16,11 +16,18 @@ void set_weight_shape(Conv& c, const i64* shape, i64 groups) {
 }
 
 i64 packed_conv_size(const Conv& c) {
+    if (c.winograd) return (c.winograd + 2) * (c.winograd + 2) * packed_columns(c.outputs) * c.channels;
     return c.groups * packed_columns(c.outputs / c.groups) * c.kernel[0] * c.kernel[1] * (c.channels / c.groups);
 }
 
+void set_winograd(Conv& c, int tile) {
+    check(tile == 0 || tile == 2 || tile == 4, "tiles of Winograd's algorithm have 2 or 4 outputs");
+    check(tile == 0 || (c.kernel[0] == 3 && c.kernel[1] == 3 && c.groups == 1), "Winograd's algorithm is for 3x3 kernels in one group");
+    c.winograd = tile;
+}
+
 void conv(nb::handle x_, nb::handle w_, nb::handle out_, nb::handle bias, nb::handle residual, int activation, Pair stride, Pair pad,
-          Pair dilation, i64 groups, bool flip, std::array<i64, 4> packed_shape) {
+          Pair dilation, i64 groups, bool flip, std::array<i64, 4> packed_shape, int winograd) {
     const Array x(x_, "x"), w(w_, "w"), out(out_, "out", true);
     check(x && w && out && x.nd == 4 && out.nd == 4 && out.contiguous(), "x and out need four axes, and out must be contiguous");
     Conv c{};
@@ -37,6 +44,11 @@ void conv(nb::handle x_, nb::handle w_, nb::handle out_, nb::handle bias, nb::ha
     }
     std::copy(x.stride, x.stride + 4, c.x_stride);
     c.x = x.data, c.y = out.data, c.flip = flip;
+    set_winograd(c, winograd);
+    if (winograd) {
+        check(x.stride[3] == 1 || x.shape[3] == 1, "Winograd's algorithm reads contiguous channels");
+        for (int i : {0, 1}) check(stride[i] == 1 && dilation[i] == 1, "Winograd's algorithm has no stride and no dilation");
+    }
     if (packed) {
         check(w.nd == 1 && w.contiguous() && w.shape[0] == packed_conv_size(c), "packed weights have the wrong size");
         c.packed = w.data;
@@ -52,11 +64,12 @@ void conv(nb::handle x_, nb::handle w_, nb::handle out_, nb::handle bias, nb::ha
     run(kernels().conv->conv, c);
 }
 
-void pack_conv(nb::handle w_, nb::handle out_, i64 groups, bool flip) {
+void pack_conv(nb::handle w_, nb::handle out_, i64 groups, bool flip, int winograd) {
     const Array w(w_, "w"), out(out_, "out", true);
     check(w && out && w.nd == 4 && out.nd == 1 && out.contiguous(), "w needs four axes, out one");
     Conv c{};
     set_weight_shape(c, w.shape, groups);
+    set_winograd(c, winograd);
     check(out.shape[0] == packed_conv_size(c), "out has the wrong size");
     c.w = w.data, c.flip = flip;
     std::copy(w.stride, w.stride + 4, c.w_stride);
@@ -70,9 +83,10 @@ void bind_conv(nb::module_& m) {
     m.def("conv", conv, nb::arg("x"), nb::arg("w"), nb::arg("out"), nb::arg("bias").none() = nb::none(),
           nb::arg("residual").none() = nb::none(), nb::arg("activation") = 0, nb::arg("stride") = Pair{1, 1},
           nb::arg("pad") = Pair{0, 0}, nb::arg("dilation") = Pair{1, 1}, nb::arg("groups") = 1, nb::arg("flip") = false,
-          nb::arg("packed_shape") = std::array<i64, 4>{-1, 0, 0, 0},
+          nb::arg("packed_shape") = std::array<i64, 4>{-1, 0, 0, 0}, nb::arg("winograd") = 0,
           "x (N, H, W, C), w (O, h, w, C/groups) or packed -> out (N, H', W', O).");
-    m.def("pack_conv", pack_conv, nb::arg("w"), nb::arg("out"), nb::arg("groups") = 1, nb::arg("flip") = false);
+    m.def("pack_conv", pack_conv, nb::arg("w"), nb::arg("out"), nb::arg("groups") = 1, nb::arg("flip") = false,
+          nb::arg("winograd") = 0);
 }
 
 }  // namespace zoo

@@ -154,29 +154,31 @@ void conv_task(void* context, i64 index) {
     }
 }
 
-void pack_conv(const Conv& c, float* packed) {
+// Panel `index` (of all groups) of the weights: [tap][channel][NR].
+void pack_conv_panel(const Conv& c, i64 index, float* to) {
+    const i64 channels = c.channels / c.groups, outputs = c.outputs / c.groups, taps = c.kernel[0] * c.kernel[1];
+    const i64 panels = divide_up(outputs, NR), group = index / panels, first = index % panels * NR;
+    const i64 n = at_most(NR, outputs - first), *stride = c.w_stride;
+    const float* const w = c.w + (group * outputs + first) * stride[0];
+    const bool one_run = stride[3] == 1 && stride[2] == channels && stride[1] == c.kernel[1] * channels && !c.flip;
+    if (one_run) return pack_panel(w, 1, stride[0], n, taps * channels, to);
+    for (i64 tap = 0; tap < taps; tap++) {
+        const i64 from = c.flip ? taps - 1 - tap : tap;
+        const float* const at = w + from / c.kernel[1] * stride[1] + from % c.kernel[1] * stride[2];
+        pack_panel(at, stride[3], stride[0], n, channels, to + tap * channels * NR);
+    }
+}
+
+void pack_direct(const Conv& c, float* packed) {
     struct Job {
         const Conv* c;
         float* packed;
     } job{&c, packed};
-    const i64 panels = divide_up(c.outputs / c.groups, NR);
-    auto panel = [](void* context, i64 index) {
+    parallel(divide_up(c.outputs / c.groups, NR) * c.groups, [](void* context, i64 index) {
         const Job& j = *static_cast<Job*>(context);
         const Conv& c = *j.c;
-        const i64 channels = c.channels / c.groups, outputs = c.outputs / c.groups, taps = c.kernel[0] * c.kernel[1];
-        const i64 panels = divide_up(outputs, NR), group = index / panels, first = index % panels * NR;
-        const i64 n = at_most(NR, outputs - first), *stride = c.w_stride;
-        const float* const w = c.w + (group * outputs + first) * stride[0];
-        float* const to = j.packed + index * taps * channels * NR;
-        const bool one_run = stride[3] == 1 && stride[2] == channels && stride[1] == c.kernel[1] * channels && !c.flip;
-        if (one_run) return pack_panel(w, 1, stride[0], n, taps * channels, to);
-        for (i64 tap = 0; tap < taps; tap++) {
-            const i64 from = c.flip ? taps - 1 - tap : tap;
-            const float* const at = w + from / c.kernel[1] * stride[1] + from % c.kernel[1] * stride[2];
-            pack_panel(at, stride[3], stride[0], n, channels, to + tap * channels * NR);
-        }
-    };
-    parallel(panels * c.groups, panel, &job);
+        pack_conv_panel(c, index, j.packed + index * c.kernel[0] * c.kernel[1] * (c.channels / c.groups) * NR);
+    }, &job);
 }
 
 // ---- the gradient for the weights
@@ -304,39 +306,4 @@ void conv_k_major(const Conv& c, const i64 need[2]) {
                       c.residual ? c.residual + at : nullptr, c.outputs, c.activation);
         }
     }, &job);
-}
-
-// ---- the door
-
-void conv(const Conv& given) {
-    Conv c = given;
-    const i64 pixels = c.batch * c.out[0] * c.out[1], outputs = c.outputs / c.groups, channels = c.channels / c.groups;
-    const i64 K = c.kernel[0] * c.kernel[1] * channels;
-    if (pixels == 0 || c.outputs == 0) return;
-    i64 need[2];
-    for (int i = 0; i < 2; i++) need[i] = (c.out[i] - 1) * c.stride[i] + (c.kernel[i] - 1) * c.dilation[i] + 1;
-    if (c.k_major) return conv_k_major(c, need);
-
-    if (!c.packed) {
-        float* const packed = scratch(SLOT_B, c.groups * divide_up(outputs, NR) * NR * K);
-        pack_conv(c, packed);
-        c.packed = packed;
-    }
-    const bool pointwise = c.kernel[0] * c.kernel[1] == 1 && c.stride[0] * c.stride[1] == 1 && c.groups == 1 && c.pad[0] == 0 &&
-                           c.pad[1] == 0 && need[0] == c.size[0] && need[1] == c.size[1] &&
-                           c.x_stride[1] == c.size[1] * c.x_stride[2] && c.x_stride[0] == c.size[0] * c.x_stride[1];
-    if (pointwise) {
-        Gemm g{};
-        g.M = pixels, g.N = c.outputs, g.K = c.channels;
-        g.a = c.x, g.a_m = c.x_stride[2], g.a_k = c.x_stride[3], g.packed = c.packed;
-        g.c = c.y, g.c_m = c.outputs, g.bias = c.bias, g.residual = c.residual, g.activation = c.activation;
-        return gemm_one(g);
-    }
-    const i64 T = threads(), worth = at_least(1, 2 * pixels * c.outputs * K / 1000000), rows = c.batch * c.out[0];
-    ConvJob job{&c, c.packed, 1, divide_up(c.out[1], TILE), 1};
-    job.m = at_most(at_most(worth, divide_up(divide_up(pixels, TILE), T) * T), at_most(pixels / 28, rows));
-    job.m = at_least(1, job.m);
-    const i64 tasks = job.m * job.chunks * c.groups;
-    if (tasks < at_most(T, worth)) job.n = at_most(divide_up(T, tasks), at_least(outputs / 64, 1));
-    parallel(tasks * job.n, conv_task, &job);
 }

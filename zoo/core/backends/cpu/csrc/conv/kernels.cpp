@@ -11,6 +11,10 @@ namespace {
 #include "../gemm/gemm.h"
 
 #include "conv.h"
+
+#include "winograd.h"
+
+#include "door.h"
 }  // namespace
 
 extern const ConvKernels FAMILY_TABLE(conv);
