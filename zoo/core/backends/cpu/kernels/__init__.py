@@ -10,3 +10,4 @@ from zoo.core.backends.cpu.kernels import attention, conv, gemm
 from zoo.core.backends.cpu.kernels.common import Kernels
 
 KERNELS: Kernels = {**gemm.KERNELS, **conv.KERNELS, **attention.KERNELS}
+ALGORITHMS = {"winograd"}  # may be switched off like an op

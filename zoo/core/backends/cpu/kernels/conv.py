@@ -1,4 +1,8 @@
-"""Convolutions of one and two spatial axes in float32."""
+"""Convolutions of one and two spatial axes in float32.
+
+A 3x3 convolution at stride 1 may take Winograd's algorithm (winograd.py says when), whose results differ in
+the last bits (relative error up to 3e-6 instead of 2e-6), and in which a NaN or an infinity spreads, as NaN, to up to
+three pixels beyond the reach of the kernel. ZOO_OFF=winograd switches it off."""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.core.backends.cpu.kernels import tune, winograd
 from zoo.core.backends.cpu.kernels.common import CODES, F32, Kernels, contiguous, usable
 from zoo.core.backends.cpu.pack import Packed, as_2d
 from zoo.core.prims.contract import window_out
@@ -40,16 +45,54 @@ def _conv(b: Any, x: Any, w: Any, bias: Any, residual: Any, stride: Any, padding
     pad = tuple(lo for lo, _ in padding)
     if rank == 1:
         stride, dilation, pad = (1, *stride), (1, *dilation), (0, *pad)
-    weight_shape = (-1, 0, 0, 0)
+    weight_shape, weight = (-1, 0, 0, 0), as_2d(w) if not packed else w.buffer
     if packed:
         weight_shape = w.shape if rank == 2 else (w.shape[0], 1, *w.shape[1:])
         count("cpu.packed_weight")
+    after = (contiguous(bias), contiguous(residual), CODES[activation])
+    tile = winograd.DIRECT
+    if "winograd" not in b.off and winograd.fits(x, w, stride, dilation, groups):
+        tile = _tile(b, x, w, out, pad, flip)
+        if tile and packed:
+            form = b.forms.get(w, tile)
+            if form is None:
+                weight, weight_shape = w.unpack(), (-1, 0, 0, 0)
+            else:
+                weight = form
     b.native.conv(
-        as_2d(x), w.buffer if packed else as_2d(w), as_2d(out), contiguous(bias), contiguous(residual),
-        CODES[activation], tuple(stride), pad, tuple(dilation), groups, flip, weight_shape,
-    )  # fmt: skip
+        as_2d(x), weight, as_2d(out), *after, tuple(stride), pad, tuple(dilation), groups, flip, weight_shape, tile
+    )
     count("cpu.conv_f32")
+    if tile:
+        count("cpu.winograd")
     return out
+
+
+def _tile(b: Any, x: np.ndarray, w: Any, out: np.ndarray, pad: Any, flip: bool) -> int:
+    """Which algorithm: 0 for the direct one, else the tile of Winograd's."""
+    packed = type(w) is Packed
+    if b.choices.follows:
+        shape = f"conv3x3 {'x'.join(map(str, x.shape))} -> {'x'.join(map(str, out.shape))}{' packed' if packed else ''}"
+
+        def candidates() -> dict[int, Any]:
+            def run(tile: int) -> Any:
+                weight = w
+                if packed:
+                    weight = np.empty(winograd.Forms.size(w, tile, w.columns) // 4, F32) if tile else w.buffer
+                    if tile:
+                        b.native.pack_conv(w.unpack(), weight, winograd=tile)
+                given = w.shape if packed else (-1, 0, 0, 0)
+                return lambda: b.native.conv(
+                    x, weight, np.empty_like(out), None, None, 0, (1, 1), pad, (1, 1), 1, flip, given, tile
+                )
+
+            return {tile: run(tile) for tile in (winograd.DIRECT, *winograd.TILES)}
+
+        found = b.choices.find(tune.machine(b.native), shape, candidates)
+        if found is not None:
+            return found if found in winograd.TILES else winograd.DIRECT
+    kept = (packed, *(packed and b.forms.room(w, tile) for tile in winograd.TILES))
+    return winograd.cheapest(x.shape[0], out.shape[1:3], x.shape[3], out.shape[3], kept)
 
 
 def _spread(x: np.ndarray, by: Any) -> np.ndarray:

@@ -1,0 +1,296 @@
+"""Winograd's algorithm for 3x3 convolutions on the cpu device, the choice between algorithms and what is remembered of
+measurements, with every instruction set that this machine has."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import threading
+
+import numpy as np
+import pytest
+
+from zoo.core.errors import ZooError
+from zoo.core.prims import TABLE
+from zoo.core.stats import stats
+
+native = pytest.importorskip("zoo.core.backends.cpu._native", reason="the native kernels were not built")
+from zoo.core.backends.cpu import CpuBackend  # noqa: E402
+from zoo.core.backends.cpu.kernels import tune, winograd  # noqa: E402
+from zoo.core.backends.cpu.kernels.common import ACTIVATIONS  # noqa: E402
+from zoo.core.backends.numpy import NumpyBackend  # noqa: E402
+
+REFERENCE = NumpyBackend()
+THREADS = native.threads()
+GUARD = 1234.5
+# (N, H, W, C, O, rows and columns of zeros above, below, left, right)
+SHAPES = [
+    (1, 3, 3, 1, 1, (0, 0, 0, 0)),
+    (1, 1, 1, 20, 33, (1, 1, 1, 1)),
+    (2, 7, 9, 5, 3, (1, 1, 1, 1)),
+    (3, 6, 5, 16, 70, (0, 0, 0, 0)),
+    (2, 13, 14, 33, 40, (2, 0, 0, 3)),
+    (1, 8, 30, 17, 16, (-1, 2, 1, -2)),
+    (5, 12, 11, 64, 32, (1, 1, 1, 1)),
+    (1, 9, 9, 800, 140, (1, 1, 1, 1)),
+]
+# error allowed, in units of sqrt(K) 2^-24 times the largest |X| * |W|: twice what 60 random shapes reached at most
+# (1.1 and 3.4; the direct algorithm 0.65)
+GROWTH = {2: 2.2, 4: 7}
+
+
+@pytest.fixture(params=native.isas())
+def isa(request):
+    before = native.isa()
+    native.set_isa(request.param)
+    yield request.param
+    native.set_isa(before)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def restore_threads():
+    yield
+    native.set_threads(THREADS)
+
+
+def normal(rng, *shape):
+    """Normal numbers with NaN on both sides in memory: who reads too far will see it in the result."""
+    memory = np.full(math.prod(shape) + 34, np.nan, np.float32)
+    inner = memory[17:-17]
+    inner[:] = rng.normal(size=inner.size)
+    return inner.reshape(shape)
+
+
+def settings(pad):
+    top, bottom, left, right = pad
+    return {
+        "stride": (1, 1), "padding": ((top, bottom), (left, right)), "dilation": (1, 1), "input_dilation": (1, 1),
+        "groups": 1, "flip": False,
+    }  # fmt: skip
+
+
+def in_float64(x, w, pad, flip=False):
+    attrs = settings(pad) | {"flip": flip}
+    return REFERENCE.bind(TABLE["conv"], [x.astype(np.float64), w.astype(np.float64)], attrs)
+
+
+def run(x, w, shape, pad, tile, bias=None, residual=None, activation=0, flip=False, packed=False):
+    memory = np.full(math.prod(shape) + 66, GUARD, np.float32)
+    out = memory[33:-33].reshape(shape)
+    given = (-1, 0, 0, 0)
+    if packed:
+        given, columns = w.shape, native.tile()[1]
+        size = -(-w.shape[0] // columns) * columns * w.shape[3] * (tile + 2) ** 2
+        form = np.empty(size, np.float32)
+        native.pack_conv(w, form, 1, flip, tile)
+        w, flip = form, False
+    native.conv(x, w, out, bias, residual, activation, (1, 1), (pad[0], pad[2]), (1, 1), 1, flip, given, tile)
+    assert (memory[:33] == GUARD).all() and (memory[-33:] == GUARD).all()
+    return out
+
+
+def assert_close(found, expected, size, K, tile):
+    """size: |X| * |W|, what the sums have in them; a tile shares its errors, so the largest counts."""
+    bound = GROWTH[tile] * math.sqrt(K) * 2.0**-24 * size.max()
+    assert abs(found - expected).max() <= bound
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+def test_against_float64(isa, rng, tile):
+    for n, h, w_, c, o, pad in SHAPES:
+        x, w = normal(rng, n, h, w_, c), normal(rng, o, 3, 3, c)
+        expected, size = in_float64(x, w, pad), in_float64(abs(x), abs(w), pad)
+        bias, residual = normal(rng, o), normal(rng, *expected.shape)
+        for packed in (False, True):
+            assert_close(run(x, w, expected.shape, pad, tile, packed=packed), expected, size, 9 * c, tile)
+        found = run(x, w, expected.shape, pad, tile, bias, residual, ACTIVATIONS.index("relu"))
+        assert_close(found, np.maximum(expected + bias + residual, 0), size, 9 * c, tile)
+        wide = np.concatenate([x, x], axis=2)[:, :, ::2] if w_ % 2 == 0 else x[:, ::-1]
+        expected = in_float64(wide, w[:, :, ::-1], pad, flip=True)
+        for packed in (False, True):
+            found = run(wide, w[:, :, ::-1], expected.shape, pad, tile, flip=True, packed=packed)
+            assert_close(found, expected, size, 9 * c, tile)
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+def test_many_blocks_and_every_activation(isa, rng, tile):
+    x, w, bias = normal(rng, 2, 41, 38, 24), normal(rng, 150, 3, 3, 24), normal(rng, 150)
+    pad = (1, 1, 1, 1)
+    expected, size = in_float64(x, w, pad) + bias, in_float64(abs(x), abs(w), pad)
+    for code, name in enumerate(ACTIVATIONS):
+        found = run(x, w, expected.shape, pad, tile, bias, None, code)
+        want = REFERENCE.bind(TABLE[name], [expected], {}) if name else expected
+        assert_close(found, want, size + 1, 9 * 24, tile)
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+def test_the_number_of_threads_changes_no_bit(isa, rng, tile, restore_threads):
+    for n, s, c, o in [(1, 7, 40, 300), (2, 30, 33, 70), (1, 50, 16, 16)]:
+        x, w = normal(rng, n, s, s, c), normal(rng, o, 3, 3, c)
+        results = []
+        for threads in (1, 2, 5):
+            native.set_threads(threads)
+            results.append(run(x, w, (n, s, s, o), (1, 1, 1, 1), tile))
+        for other in results[1:]:
+            np.testing.assert_array_equal(results[0], other)
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_stays_so_and_spreads_no_further_than_its_tiles(isa, rng, tile, value):
+    x, w = normal(rng, 1, 20, 20, 3), normal(rng, 4, 3, 3, 3)
+    x[0, 9, 10, 1] = value
+    found = np.isfinite(run(x, w, (1, 20, 20, 4), (1, 1, 1, 1), tile))
+    assert not found[0, 8:11, 9:12].any()
+    found[0, 9 - tile : 10 + tile, 10 - tile : 11 + tile] = True
+    assert found.all()
+
+
+# ---- the choice
+
+
+def conv(cpu, x, w, pad=(1, 1, 1, 1)):
+    return cpu.bind(TABLE["conv"], [x, w], settings(pad))
+
+
+def taken(cpu, *args):
+    before = stats().get("cpu.winograd", 0)
+    conv(cpu, *args)
+    return stats().get("cpu.winograd", 0) - before
+
+
+def test_which_algorithm_is_cheapest():
+    """The layers of ResNet-50 and of Stable Diffusion's UNet and VAE, as they were measured."""
+    kept, plain = (True, True, True), (False, False, False)
+    for images, side, channels, outputs, tile in [
+        (1, 56, 64, 64, 4), (1, 28, 128, 128, 4), (1, 14, 256, 256, 2), (1, 7, 512, 512, 2), (2, 64, 320, 320, 4),
+        (2, 64, 4, 320, 0), (2, 16, 1280, 1280, 4), (1, 512, 128, 128, 4), (1, 64, 4, 512, 0),
+    ]:  # fmt: skip
+        assert winograd.cheapest(images, (side, side), channels, outputs, kept) == tile
+    assert winograd.cheapest(1, (7, 7), 512, 512, plain) == 0
+    assert winograd.cheapest(2, (64, 64), 320, 320, plain) == 4
+
+
+def test_it_is_taken_where_it_fits_and_can_be_switched_off(monkeypatch, rng):
+    cpu = CpuBackend()
+    x, w = normal(rng, 1, 32, 32, 64), normal(rng, 64, 3, 3, 64)
+    assert taken(cpu, x, w) == taken(cpu, x, cpu.pack(w, "conv")) == 1
+    assert taken(cpu, x, w[:, :2, :2]) == taken(cpu, x.transpose(0, 3, 1, 2), normal(rng, 64, 3, 3, 32)) == 0
+    strided = settings((1, 1, 1, 1)) | {"stride": (2, 2)}
+    before = stats()["cpu.winograd"]
+    cpu.bind(TABLE["conv"], [x, w], strided)
+    assert stats()["cpu.winograd"] == before
+    monkeypatch.setenv("ZOO_OFF", "winograd")
+    off = CpuBackend()
+    assert taken(off, x, w) == 0
+    np.testing.assert_allclose(conv(off, x, w), conv(cpu, x, w), atol=1e-3)
+
+
+def test_memory_for_transformed_weights_is_limited(monkeypatch, rng):
+    x, w = normal(rng, 1, 14, 14, 256), normal(rng, 256, 3, 3, 256)
+    monkeypatch.setenv("ZOO_WINOGRAD_MB", "10")  # two forms at 4.2 MB each
+    cpu = CpuBackend()
+    weights = [cpu.pack(w, "conv") for _ in range(3)]
+    made = stats().get("cpu.winograd_weight", 0)
+    assert winograd.cheapest(1, (14, 14), 256, 256, (True, True, True)) == 2
+    results = [conv(cpu, x, packed) for packed in weights * 2]
+    assert stats()["cpu.winograd_weight"] - made == 2
+    assert cpu.forms.kept == 2 * 16 * 256 * 256 * 4
+    for result in results[1:]:
+        np.testing.assert_allclose(result, results[0], atol=1e-3)
+    del weights
+    gc.collect()
+    assert cpu.forms.kept == 0
+    monkeypatch.setenv("ZOO_WINOGRAD_MB", "0")
+    conv(CpuBackend(), x, cpu.pack(w, "conv"))
+    assert stats()["cpu.winograd_weight"] - made == 2
+    monkeypatch.setenv("ZOO_WINOGRAD_MB", "much")
+    with pytest.raises(ZooError, match="ZOO_WINOGRAD_MB"):
+        CpuBackend()
+
+
+# ---- measured choices
+
+
+def never():
+    raise AssertionError("nothing may be measured here")
+
+
+def test_measured_choices_are_remembered(tmp_path):
+    path, ran = tmp_path / "new" / "tuning.json", []
+    times = {0: 2, 2: 1, 4: 3}
+
+    def candidates():
+        return {choice: lambda n=n: ran.append(sum(range(n * 20000))) for choice, n in times.items()}
+
+    assert tune.Choices(None, path).find("m", "s", never) is None and not path.exists()
+    assert tune.Choices("1", path).find("m", "s", candidates) == 2
+    assert ran and json.loads(path.read_text()) == {"m": {"s": 2}}
+    assert tune.Choices(None, path).find("m", "s", never) == tune.Choices("1", path).find("m", "s", never) == 2
+    assert tune.Choices(None, path).find("other machine", "s", never) is None
+    assert tune.Choices("0", path).find("m", "s", never) is None
+    assert [p.name for p in path.parent.iterdir()] == ["tuning.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"m": 3}', '{"m": {"s": "fast"}}', "\x00", "[" * 100000])
+def test_a_broken_file_counts_as_empty_and_is_replaced(tmp_path, text):
+    path = tmp_path / "tuning.json"
+    path.write_text(text)
+    assert tune.Choices(None, path).find("m", "s", never) is None
+    assert tune.Choices("1", path).find("m", "s", lambda: {4: lambda: None}) == 4
+    assert json.loads(path.read_text())["m"] == {"s": 4}
+
+
+def test_several_at_once_never_leave_half_a_file(tmp_path):
+    path = tmp_path / "tuning.json"
+
+    def work(k):
+        choices = tune.Choices("1", path)
+        for i in range(20):
+            choices.find("m", f"{k}-{i}", lambda: {2: lambda: None})
+            assert choices._read()["m"]
+
+    workers = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for t in workers:
+        t.start()
+    for t in workers:
+        t.join()
+    document = json.loads(path.read_text())
+    assert set(document) == {"m"} and set(document["m"].values()) == {2}
+    assert [p.name for p in tmp_path.iterdir()] == ["tuning.json"]
+
+
+def test_a_cache_that_cannot_be_written_does_not_matter(tmp_path):
+    (tmp_path / "file").write_text("")
+    choices = tune.Choices("1", tmp_path / "file" / "tuning.json")
+    assert choices.find("m", "s", lambda: {4: lambda: None}) == choices.find("m", "s", never) == 4
+
+
+def test_tuning_a_convolution(monkeypatch, tmp_path, rng):
+    monkeypatch.setenv("ZOO_TUNE", "1")
+    cpu = CpuBackend()
+    cpu.choices._path = tmp_path / "tuning.json"
+    x, w = normal(rng, 1, 12, 12, 8), normal(rng, 8, 3, 3, 8)
+    packed = cpu.pack(w, "conv")
+    found = conv(cpu, x, w), conv(cpu, x, packed), conv(cpu, x, packed)
+    for y in found:
+        np.testing.assert_allclose(y, in_float64(x, w, (1, 1, 1, 1)), atol=1e-4)
+    (shapes,) = json.loads(cpu.choices.path.read_text()).values()
+    assert sorted(shapes) == ["conv3x3 1x12x12x8 -> 1x12x12x8", "conv3x3 1x12x12x8 -> 1x12x12x8 packed"]
+    # what the file says is followed, whatever the estimate says
+    for tile in (0, 2, 4):
+        (machine,) = json.loads(cpu.choices.path.read_text())
+        cpu.choices.path.write_text(json.dumps({machine: dict.fromkeys(shapes, tile)}))
+        monkeypatch.setenv("ZOO_TUNE", "")
+        follower = CpuBackend()
+        follower.choices._path = cpu.choices.path
+        assert taken(follower, x, w) == taken(follower, x, packed) == (tile > 0)
+    monkeypatch.setenv("ZOO_TUNE", "yes")
+    with pytest.raises(ZooError, match="ZOO_TUNE"):
+        CpuBackend()
