@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ZOO = ROOT / "zoo"
 FILES = sorted(p for p in ZOO.rglob("*.py") if "__pycache__" not in p.parts)
-LAYERS = {"core", "nn", "train", "data", "hub", "cli"}
+LAYERS = {"core", "nn", "train", "data", "hub", "bench", "cli"}
 PORTS = {p.parent.name for p in ZOO.glob("*/__init__.py") if p.parent.name not in LAYERS}
 TOP = {p.stem for p in ZOO.glob("*.py")} - {"__init__", "__main__"}  # zoo/port.py: what a port is, below all ports
 
@@ -64,9 +64,14 @@ BELOW = {
     "hub": {"core", "nn", "port"},  # it loads what a port's record describes; the record names its translation table
     "port": {"core", "nn", "hub"},
     "train": {"core", "nn", "data", "hub"},
+    "bench": {
+        "core",
+        "nn",
+        "port",
+    },  # cases, and the runner; a port states its cases, and the runner finds them by its record
 }
 # the roof: zoo/__init__.py loads these when they are first asked for; cli finds ports by their records
-PORT_MAY = {"core", "nn", "train", "data", "hub", "port"}
+PORT_MAY = {"core", "nn", "train", "data", "hub", "bench", "port"}
 
 
 def layer_files(*names: str) -> list[Path]:
@@ -175,13 +180,15 @@ def test_no_file_of_core_is_above_500_lines() -> None:
     assert {name: n for name, n in lines.items() if n > 500} == {}
 
 
-def test_torch_is_imported_by_reference_files_alone() -> None:
-    framework = ("torch", "transformers", "diffusers")
-    wrong = [str(f) for f in FILES if f.name != "reference.py" for name in IMPORTS[f] if within(name, *framework)]
+def test_torch_is_imported_by_references_and_peers_alone() -> None:
+    """reference.py makes reference values; peers.py is what `zoo bench --peers` runs, in processes of their own."""
+    framework = ("torch", "transformers", "diffusers", "onnx", "onnxruntime", "openvino", "ctranslate2", "llama_cpp")
+    foreign = {f for f in FILES if f.name == "reference.py" or f.stem.endswith("peers")}
+    wrong = [str(f) for f in FILES if f not in foreign for name in IMPORTS[f] if within(name, *framework)]
     assert wrong == []
-    assert [str(f) for f in FILES for name in IMPORTS[f] if name.endswith(".reference")] == [], (
-        "and nothing imports those"
-    )
+    names = {module(f) for f in foreign}
+    users = [str(f) for f in FILES if f not in foreign for name in IMPORTS[f] if within(name, *names)]
+    assert users == [], "and nothing imports those"
 
 
 def test_nothing_unpickles() -> None:

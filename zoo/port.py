@@ -50,6 +50,8 @@ class Port:
     """`finetune([model], ...)` yields results; its signature becomes the options of `zoo finetune NAME`."""
     checkpoints: tuple[str, ...] = ()
     """Names of the checkpoints that ship with the zoo; the first is the default."""
+    bench: str | None = None
+    """Module whose `CASES` `zoo bench NAME` measures (zoo/bench/case.py); imported by that command alone."""
 
 
 @cache

@@ -65,6 +65,10 @@ class Console:
             self._bar = _Bar(what, plain=not sys.stderr.isatty())
         self._bar.update(done, total)
 
+    def pause(self) -> None:
+        """Takes the bar away, before something else writes to the terminal."""
+        self._end_progress()
+
     def _end_progress(self) -> None:
         if self._bar is not None:
             self._bar.close()

@@ -126,6 +126,48 @@ def _rm(
     remove(ref, quiet)
 
 
+@app.command("bench")
+@interruptible
+def _bench(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="roof, kernels, or a model", show_default=False)],
+    only: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="cases with this in their name", show_default=False)
+    ] = None,
+    peers: Annotated[bool, typer.Option("--peers", help="measure the peers too, taking turns with ours")] = False,
+    seconds: Annotated[float, typer.Option(min=0, help="for each case, once its candidates are built")] = 4.0,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, max=1024, help="of each candidate; without it, one per core", show_default=False),
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="keep the JSON document there; what it holds is not measured again", show_default=False
+        ),
+    ] = None,
+    chart: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="draw the ratios: an SVG picture", show_default=False)
+    ] = None,
+    listed: Annotated[bool, typer.Option("--list", help="show the cases, and measure nothing")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="tables for a page")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure this machine, the kernels, or a model, against the roof and the peers."""
+    from zoo.cli import bench
+
+    if listed:
+        bench.list_cases(what, only, as_json)
+    elif what == "roof":
+        bench.roof(threads, as_json)
+    else:
+        bench.bench(
+            what, only=only, peers=peers, seconds=seconds, threads=threads, save=save, chart_file=chart,
+            as_json=as_json, as_markdown=as_markdown, quiet=quiet,
+        )  # fmt: skip
+
+
 @app.command("doctor")
 def _doctor(as_json: AsJson = False, debug: Debug = False) -> None:
     """What this installation can use, and what it lacks."""

@@ -18,4 +18,5 @@ PORT = Port(
     run=run,
     finetune=finetune,
     checkpoints=("mnist_cnn",),
+    bench="zoo.mnist_cnn.bench",
 )

@@ -14,7 +14,8 @@ namespace zoo {
     extern const GemmKernels gemm_##isa;  \
     extern const ConvKernels conv_##isa;  \
     extern const AttentionKernels attention_##isa; \
-    static constexpr KernelTable table_##isa = {#isa, &gemm_##isa, &conv_##isa, &attention_##isa};
+    extern const ProbeKernels probe_##isa; \
+    static constexpr KernelTable table_##isa = {#isa, &gemm_##isa, &conv_##isa, &attention_##isa, &probe_##isa};
 #if defined(__x86_64__)
 DECLARE(baseline)
 DECLARE(avx2)

@@ -5,6 +5,7 @@
 #include "attention/table.h"
 #include "conv/table.h"
 #include "gemm/table.h"
+#include "probe/table.h"
 
 namespace zoo {
 
@@ -14,6 +15,7 @@ struct KernelTable {
     const GemmKernels* gemm;
     const ConvKernels* conv;
     const AttentionKernels* attention;
+    const ProbeKernels* probe;
 };
 
 const KernelTable& kernels();         // those in use

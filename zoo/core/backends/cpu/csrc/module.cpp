@@ -5,6 +5,7 @@ namespace zoo {
 void bind_gemm(nb::module_&);
 void bind_conv(nb::module_&);
 void bind_attention(nb::module_&);
+void bind_probe(nb::module_&);
 }  // namespace zoo
 
 NB_MODULE(_native, m) {
@@ -17,4 +18,5 @@ NB_MODULE(_native, m) {
     zoo::bind_gemm(m);
     zoo::bind_conv(m);
     zoo::bind_attention(m);
+    zoo::bind_probe(m);
 }

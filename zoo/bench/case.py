@@ -1,0 +1,52 @@
+"""A case, as data: what one run computes, and where its candidates are built.
+
+A port states its cases in a module that its record names, `Port(bench="zoo.my_model.bench")`, as `CASES`:
+
+    CASES = (
+        Case(
+            "my_model batch 8", unit="pictures/s", work=8,
+            ours="zoo.my_model.bench:forward", peers={"torch": "zoo.my_model.peers:forward"},
+            settings={"batch": 8},
+        ),
+    )
+
+`forward(batch)` there builds the model, its weights and its input (from seeds, so that every candidate has the same),
+and returns a function without arguments that runs it once and returns what it computed. It may return several such
+functions by name, {"contiguous": run, "channels_last": run}: the fastest is taken, for a peer runs at its best setting.
+A peer is named as its package on PyPI; its module may import it, and is imported in the peer's own process alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Run = Callable[[], Any]
+Build = Callable[..., "Run | Mapping[str, Run]"]
+
+ROOFS = {"fma": "GFLOP/s", "int8": "GOP/s", "read": "GB/s", "copy": "GB/s"}
+"""What a case may be limited by, as `machine` measures it, and its unit."""
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    unit: str
+    """Of the figures, which are all rates: more is better."""
+    work: float
+    """How much one run does, in the unit's own terms: operations / 1e9 for GFLOP/s, pictures for pictures/s."""
+    ours: str
+    """`package.module:function` that builds our candidate."""
+    peers: Mapping[str, str] = field(default_factory=dict)
+    """Package on PyPI -> `package.module:function`."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of all these functions: numbers, text, lists."""
+    roof: str | None = None
+    """One of ROOFS, or None if no single one limits it."""
+    agree: float = 1e-3
+    """Largest relative difference between root mean squares of what the candidates compute: equal work, or no ratio.
+    The order of values does not matter, so layouts may differ."""
+
+    def rate(self, seconds: float) -> float:
+        return self.work / seconds

@@ -1,0 +1,110 @@
+"""The kernels' cases by torch and numpy, at their best setting: every layout and operand order they may like is tried.
+
+Imported in the peers' own processes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from zoo.bench.inputs import copies, in_turn, numbers, threads, transposed
+
+Run = Callable[[], Any]
+
+
+def torch_here() -> Any:
+    """torch, with the runner's threads."""
+    import torch
+
+    torch.set_num_threads(threads())
+    return torch
+
+
+def without_gradients(torch: Any, run: Run) -> Run:
+    def call() -> Any:
+        with torch.inference_mode():
+            return run()
+
+    return call
+
+
+def linear_torch(m: int, n: int, k: int, format: str, cold: bool) -> dict[str, Run]:
+    """Weights (N, K) as torch's Linear has them, or transposed once."""
+    torch = torch_here()
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[format]
+    x, weight = (torch.from_numpy(a).to(dtype) for a in (numbers(1, m, k), numbers(2, n, k)))
+    count = copies(weight.nbytes) if cold else 1
+    weights = [weight.clone() for _ in range(count)]
+    variants = {"linear": in_turn([partial(torch.nn.functional.linear, x, w) for w in weights])}
+    if m > 1:
+        turned = [w.T.contiguous() for w in weights]
+        variants["mm, transposed once"] = in_turn([partial(torch.mm, x, w) for w in turned])
+    return {name: without_gradients(torch, run) for name, run in variants.items()}
+
+
+def linear_numpy(m: int, n: int, k: int, format: str, cold: bool) -> dict[str, Run]:
+    """OpenBLAS, which numpy's wheels bring."""
+    x, weight = numbers(1, m, k), numbers(2, n, k)
+    weights = [weight.copy() for _ in range(copies(weight.nbytes) if cold else 1)]
+    variants = {"x @ w.T": in_turn([partial(np.matmul, x, w.T) for w in weights])}
+    if m > 1:
+        turned = [np.ascontiguousarray(w.T) for w in weights]
+        variants["x @ w, transposed once"] = in_turn([partial(np.matmul, x, w) for w in turned])
+    return variants
+
+
+def attention_torch(batch: int, heads: int, d: int, queries: int, keys: int, causal: bool) -> dict[str, Run]:
+    """(B, H, L, D) contiguous, as torch likes it, and as views of (B, L, H, D), as projections give it."""
+    torch = torch_here()
+    attend = torch.nn.functional.scaled_dot_product_attention
+    causal = causal and queries > 1  # a single query sees every key; torch's own flag would show it only the first
+
+    def runs(contiguous: bool) -> Run:
+        def placed(seed: int, length: int, scale: float) -> Any:
+            t = torch.from_numpy(numbers(seed, batch, length, heads, d) * scale).transpose(1, 2)
+            return t.contiguous() if contiguous else t
+
+        q = placed(1, queries, 4)
+        count = copies(8 * batch * keys * heads * d) if queries == 1 else 1
+        caches = [(placed(2, keys, 4), placed(3, keys, 1)) for _ in range(count)]
+        return in_turn([partial(attend, q, k, v, is_causal=causal) for k, v in caches])
+
+    variants = {"(B, H, L, D)": runs(True), "(B, L, H, D)": runs(False)}
+    return {name: without_gradients(torch, run) for name, run in variants.items()}
+
+
+def conv_torch(batch: int, size: int, inputs: int, outputs: int, kernel: int, stride: int) -> dict[str, Run]:
+    torch = torch_here()
+    x = torch.from_numpy(transposed((batch, size, size, inputs), (0, 3, 1, 2), 1))
+    weight = torch.from_numpy(transposed((outputs, kernel, kernel, inputs), (0, 3, 1, 2), 2))
+    bias = torch.from_numpy(numbers(3, outputs))
+
+    def run(x: Any, weight: Any) -> Run:
+        return lambda: torch.nn.functional.conv2d(x, weight, bias, stride=stride, padding=kernel // 2)
+
+    last = {"memory_format": torch.channels_last}
+    variants = {"contiguous": run(x, weight), "channels_last": run(x.to(**last), weight.to(**last))}
+    return {name: without_gradients(torch, run) for name, run in variants.items()}
+
+
+def rows_torch(op: str, rows: int, width: int) -> dict[str, Run]:
+    torch = torch_here()
+    F = torch.nn.functional
+    x, weight, bias = (torch.from_numpy(numbers(seed, *shape)) for seed, shape in
+                       ((1, (rows, width)), (2, (width,)), (3, (width,))))  # fmt: skip
+    picture = x.reshape(1, 64, rows // 64, width).permute(0, 3, 1, 2)  # channels last
+    contiguous = picture.contiguous()
+    runs: dict[str, dict[str, Run]] = {
+        "layer_norm": {"": lambda: F.layer_norm(x, (width,), weight, bias)},
+        "softmax": {"": lambda: F.softmax(x, dim=-1)},
+        "gelu": {"": lambda: F.gelu(x)},
+        "group_norm_silu": {
+            "contiguous": lambda: F.silu(F.group_norm(contiguous, 32, weight, bias), inplace=True),
+            "channels_last": lambda: F.silu(F.group_norm(picture, 32, weight, bias), inplace=True),
+        },
+    }
+    return {name: without_gradients(torch, run) for name, run in runs[op].items()}

@@ -1,0 +1,118 @@
+"""What was measured, as JSON (DESIGN: {"rows": [{"case", "unit", "ours", "peers", "ratio"}]}), as text, as Markdown."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from zoo.bench.case import ROOFS
+from zoo.bench.runner import OURS, Row
+from zoo.core.errors import DataError
+
+Entry = dict[str, Any]
+
+
+def entry(row: Row) -> Entry:
+    """A row of the document. `ours` is None where we have no figure, `ratio` where there is no peer's; it is our rate
+    over the best peer's. Marked `clean: false`: no repetition was clean, the figure is the best of all."""
+    ours = row.taken.get(OURS)
+    peers = {name: taken for name, taken in row.taken.items() if name != OURS}
+    best = max(peers.values(), key=lambda taken: taken.rate, default=None)
+    return {
+        "case": row.case.name,
+        "unit": row.case.unit,
+        "ours": None if ours is None else ours.rate,
+        "peers": {name: taken.rate for name, taken in peers.items()},
+        "ratio": None if ours is None or best is None else ours.rate / best.rate,
+        "ratio_spread": None if ours is None or best is None else math.hypot(ours.spread, best.spread),
+        "milliseconds": {name: 1000 * row.case.work / taken.rate for name, taken in row.taken.items()},
+        "roof": row.case.roof,
+        "ceiling": row.roof if row.case.roof else None,
+        "of_roof": ours.rate / row.roof if ours is not None and row.roof else None,
+        "spread": {name: taken.spread for name, taken in row.taken.items()},
+        "repetitions": {name: taken.repetitions for name, taken in row.taken.items()},
+        "kept": {name: taken.kept for name, taken in row.taken.items()},
+        "clean": all(taken.clean for taken in row.taken.values()),
+        "variants": {name: taken.variant for name, taken in row.taken.items() if taken.variant},
+        "versions": {name: taken.version for name, taken in row.taken.items()},
+        "failed": row.failed,
+        "missing": row.missing,
+    }
+
+
+def document(machine: Mapping[str, Any], ceilings: Mapping[str, float], rows: Iterable[Entry]) -> dict[str, Any]:
+    return {"machine": dict(machine), "ceilings": dict(ceilings), "rows": list(rows)}
+
+
+def read(file: Path) -> dict[str, Any]:
+    """A document that was saved.  Raises DataError if it is none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        names = [row["case"] for row in found["rows"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"cannot use {file}",
+            f"it is not what `zoo bench --save` writes ({type(error).__name__})",
+            "Name another file.",
+        ) from error
+    assert all(isinstance(name, str) for name in names)
+    return found
+
+
+def missing(entries: Iterable[Entry]) -> dict[str, str]:
+    """Peers that no case could use because a module is not installed -> that module."""
+    return {name: module for row in entries for name, module in row["missing"].items()}
+
+
+# text
+
+
+def heading(peers: list[str]) -> list[str]:
+    return ["case", "unit", "ours", "of roof", *peers, *(["ratio"] if peers else [])]
+
+
+def cells(row: Entry, peers: list[str]) -> list[str]:
+    """A row as text: `231.0 ±2%`; `~` marks figures without a clean repetition, `-` what there is not."""
+    ours = figure(row, OURS, row["ours"])
+    roof = f"{row['of_roof']:.2f}" if row["of_roof"] is not None else "-"
+    theirs = [figure(row, name, row["peers"].get(name)) for name in peers]
+    ratio = (
+        [f"{row['ratio']:.2f} ±{100 * row['ratio_spread']:.0f}%" if row["ratio"] is not None else "-"] if peers else []
+    )
+    return [row["case"], row["unit"], ours, roof, *theirs, *ratio]
+
+
+def figure(row: Entry, name: str, rate: float | None) -> str:
+    if rate is None:
+        return "-"
+    digits = 0 if rate >= 1000 else 1 if rate >= 10 else 2
+    return f"{'' if row['kept'][name] else '~'}{rate:.{digits}f} ±{100 * row['spread'][name]:.0f}%"
+
+
+def peers_of(entries: Iterable[Entry]) -> list[str]:
+    """Names of all peers, in the order in which they come."""
+    return list(dict.fromkeys(name for row in entries for name in row["peers"]))
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The document as a page's tables: machine, ceilings, cases by their first word."""
+    machine, peers = found["machine"], peers_of(found["rows"])
+    versions = dict(v for row in found["rows"] for v in row["versions"].items() if v[1] and v[0] != OURS)
+    about = [f"{machine['processor']}, {machine['isa']}, {machine['threads']} threads, Python {machine['python']}"]
+    about += [f"{name} {version}" for name, version in versions.items()]
+    lines = ["; ".join(about) + ".", "", "| ceiling | |", "|---|---|"]
+    lines += [f"| {kind} | {found['ceilings'][kind]:.0f} {unit} |" for kind, unit in ROOFS.items()]
+    group = None
+    for row in found["rows"]:
+        if (now := row["case"].partition(" ")[0]) != group:
+            group = now
+            lines += ["", f"**{group}**", "", _line(heading(peers)), "|" + "---|" * len(heading(peers))]
+        lines.append(_line(cells(row, peers)))
+    return "\n".join(lines) + "\n"
+
+
+def _line(parts: list[str]) -> str:
+    return "| " + " | ".join(parts) + " |"

@@ -1,0 +1,216 @@
+"""Measures a case: its candidates take turns, each in its own process, and every repetition stands between two probes.
+
+A candidate that does not have its turn is stopped (SIGSTOP): the threads of BLAS libraries spin for a while after their
+work, and would take half the machine from the next one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from zoo.bench.case import Case
+
+REPETITION = 0.015  # seconds that a repetition lasts at least; shorter runs are repeated within it
+ROUNDS, ENOUGH = 3, 15  # repetitions of each candidate: at least, and when that many were clean, no more
+PATIENCE = 180.0  # seconds until an answer is no longer waited for
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ZOO_THREADS", "ZOO_BENCH_THREADS")
+OURS = "ours"
+
+
+class Prober(Protocol):
+    """What the runner asks of a Machine."""
+
+    threads: int
+    ceiling: dict[str, float]
+
+    def probe(self) -> float: ...
+    def clean(self, probe: float) -> bool: ...
+    def look(self, kind: str) -> float: ...
+
+
+class Failed(Exception):
+    """A candidate cannot be measured: why, and the module that is not installed, if it is that."""
+
+    def __init__(self, why: str, missing: str | None = None):
+        super().__init__(why)
+        self.missing = missing
+
+
+class Worker:
+    """A process that runs candidates of one package; started when first asked, and again after it was lost."""
+
+    def __init__(self, package: str, threads: int):
+        self.package = package
+        self._environment = os.environ | dict.fromkeys(THREADS, str(threads))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: Any = None
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Its answer.  Raises Failed if that is an error, if it dies, and if none comes."""
+        process = self._process or self._start()
+        assert process.stdin and process.stdout
+        try:
+            self._signal("SIGCONT")
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
+            if not select.select([process.stdout], [], [], PATIENCE)[0]:
+                self.close()
+                raise Failed(f"no answer within {PATIENCE:.0f} seconds")
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = b""
+        if not line:
+            raise Failed(self._last_words())
+        self._signal("SIGSTOP")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise Failed(answer["error"], answer.get("missing"))
+        return answer
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+            self._log.close()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        command = [sys.executable, "-m", "zoo.bench.worker"]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=self._environment
+        )
+        return self._process
+
+    def _signal(self, name: str) -> None:
+        if hasattr(signal, name) and self._process is not None:
+            self._process.send_signal(getattr(signal, name))
+
+    def _last_words(self) -> str:
+        assert self._process is not None
+        code = self._process.wait()
+        self._log.seek(0)
+        said = self._log.read().decode(errors="replace").strip().splitlines()
+        self.close()
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return f"its process ended ({how})" + (f": {said[-1]}" if said else "")
+
+
+@dataclass
+class Taken:
+    """What was measured of one candidate: rates in the case's unit, the clean ones if there are any."""
+
+    rates: list[float]
+    clean: bool
+    """False: no repetition was clean, and the best one stands for them all."""
+    kept: int
+    repetitions: int
+    variant: str = ""
+    version: str = ""
+
+    @property
+    def rate(self) -> float:
+        return statistics.median(self.rates) if self.clean else max(self.rates)
+
+    @property
+    def spread(self) -> float:
+        """Half the distance of the quartiles, as a share of the median."""
+        if len(self.rates) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.rates, n=4, method="inclusive")
+        return (high - low) / 2 / statistics.median(self.rates)
+
+
+@dataclass
+class Row:
+    """A case and what came out. `failed`: candidate -> why it has no figure."""
+
+    case: Case
+    taken: dict[str, Taken] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    """Candidate -> the module that is not installed."""
+    roof: float = 0.0
+
+
+class Runner:
+    """Holds the processes; close it, or use it in a `with`."""
+
+    def __init__(self, machine: Prober, *, peers: bool, seconds: float):
+        self.machine, self.peers, self.seconds = machine, peers, seconds
+        self._workers: dict[str, Worker] = {}
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for worker in self._workers.values():
+            worker.close()
+
+    def measure(self, case: Case, on_repetition: Callable[[], None] = lambda: None) -> Row:
+        """Builds the candidates one after the other, and lets them take turns for `seconds`, or until each has enough
+        clean repetitions, but three times in any case."""
+        row = Row(case)
+        if case.roof in ("read", "copy"):
+            self.machine.look(case.roof)
+        built = self._build(case, row)
+        counts = {name: max(1, round(REPETITION / max(answer["seconds"], 1e-9))) for name, answer in built.items()}
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in built}
+        end, rounds, before = time.monotonic() + self.seconds, 0, self.machine.probe()
+        while times and (rounds < ROUNDS or (time.monotonic() < end and not self._enough(times))):
+            for name in list(times):
+                try:
+                    seconds = self._workers[name].ask(run=counts[name])["seconds"]
+                except Failed as failure:
+                    row.failed[name] = str(failure)
+                    del times[name]
+                    continue
+                after = self.machine.probe()
+                times[name].append((seconds, min(before, after)))
+                before = after
+                on_repetition()
+            rounds += 1
+        if case.roof in ("read", "copy"):
+            self.machine.look(case.roof)
+        row.roof = self.machine.ceiling[case.roof] if case.roof else 0.0
+        row.taken = {name: self._taken(case, found, built[name]) for name, found in times.items()}
+        return row
+
+    def _build(self, case: Case, row: Row) -> dict[str, Mapping[str, Any]]:
+        built: dict[str, Mapping[str, Any]] = {}
+        for name, function in {OURS: case.ours, **(case.peers if self.peers else {})}.items():
+            package = "zoo-models" if name == OURS else name
+            if name not in self._workers:
+                self._workers[name] = Worker(package, self.machine.threads)
+            try:
+                built[name] = self._workers[name].ask(build=function, settings=dict(case.settings), package=package)
+            except Failed as failure:
+                row.failed[name] = str(failure)
+                if failure.missing:
+                    row.missing[name] = failure.missing
+        if OURS in built:
+            true = built[OURS]["rms"]
+            for name in [n for n in built if abs(built[n]["rms"] - true) > case.agree * abs(true)]:
+                row.failed[name] = (
+                    f"computes something else: root mean square {built.pop(name)['rms']:.6g}, ours {true:.6g}"
+                )
+        return built
+
+    def _enough(self, times: Mapping[str, list[tuple[float, float]]]) -> bool:
+        return all(sum(self.machine.clean(probe) for _, probe in found) >= ENOUGH for found in times.values())
+
+    def _taken(self, case: Case, found: list[tuple[float, float]], built: Mapping[str, Any]) -> Taken:
+        clean = [case.rate(seconds) for seconds, probe in found if self.machine.clean(probe)]
+        every = [case.rate(seconds) for seconds, _ in found]
+        return Taken(clean or every, bool(clean), len(clean), len(found), built["variant"], built["version"])

@@ -1,0 +1,85 @@
+"""A whole run of `zoo bench`: which cases there are, measuring them one by one, keeping what was measured in a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from zoo import port as ports
+from zoo.bench import report
+from zoo.bench.case import Case
+from zoo.bench.machine import Machine
+from zoo.bench.runner import Runner
+from zoo.core.errors import ZooError
+
+KERNELS = "kernels"
+
+
+def cases_of(what: str, only: str | None) -> list[Case]:
+    """The cases of "kernels" or of a port, whose name contains `only`.  Raises ZooError if there are none."""
+    if what == KERNELS:
+        module = "zoo.bench.kernels"
+    else:
+        try:
+            port = ports.get(what)
+        except ZooError as error:
+            raise ZooError(
+                f"there is nothing to bench named {what!r}", error.why, f"Or: roof, {KERNELS}. {error.fix}"
+            ) from error
+        if port.bench is None:
+            raise ZooError(
+                f"{port.name} has no benchmark yet",
+                "its record names no module with cases",
+                f"Try `zoo bench {KERNELS}`.",
+            )
+        module = port.bench
+    cases: tuple[Case, ...] = import_module(module).CASES
+    chosen = [case for case in cases if only is None or only in case.name]
+    if not chosen:
+        names = ", ".join(dict.fromkeys(case.name.partition(" ")[0] for case in cases))
+        raise ZooError(
+            f"no case of {what} has {only!r} in its name",
+            f"names begin with: {names}",
+            f"`zoo bench {what} --list` shows all.",
+        )
+    return chosen
+
+
+class Session:
+    """`save`: a file that gets the document after every case; cases that it holds are not measured again."""
+
+    def __init__(self, machine: Machine, *, peers: bool, seconds: float, save: Path | None = None):
+        self.machine, self.peers, self.seconds, self.save = machine, peers, seconds, save
+        before = report.read(save) if save is not None and save.exists() else {"rows": [], "ceilings": {}}
+        self.rows: dict[str, report.Entry] = {row["case"]: row for row in before["rows"]}
+        for kind, rate in before["ceilings"].items():
+            machine.ceiling[kind] = max(machine.ceiling[kind], rate)
+
+    def run(
+        self, cases: list[Case], watch: Callable[[int, Case], None] = lambda n, case: None
+    ) -> Iterator[report.Entry]:
+        """The entries of these cases, as they come. `watch(number, case)` hears of each that begins."""
+        with Runner(self.machine, peers=self.peers, seconds=self.seconds) as runner:
+            self.machine.look("fma")
+            self.machine.look("int8")
+            for number, case in enumerate(cases):
+                if case.name not in self.rows:
+                    watch(number, case)
+                    self.rows[case.name] = report.entry(runner.measure(case))
+                    self._write()
+                yield self.rows[case.name]
+
+    def document(self, cases: list[Case] | None = None) -> dict[str, Any]:
+        """What was measured: of these cases, or of all in the file."""
+        rows = self.rows.values() if cases is None else [self.rows[case.name] for case in cases]
+        return report.document(self.machine.describe(), self.machine.ceiling, rows)
+
+    def _write(self) -> None:
+        if self.save is not None:
+            part = self.save.with_name(self.save.name + ".part")
+            part.write_text(json.dumps(self.document(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            os.replace(part, self.save)

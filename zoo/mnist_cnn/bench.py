@@ -1,0 +1,72 @@
+"""Cases of `zoo bench mnist_cnn`: recognising one digit and many, and a step of training, with the shape that ships.
+
+Weights are fresh ones from a seed, the same for every candidate: what they recognise does not change how fast they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from zoo.bench.case import Case, Run
+from zoo.bench.inputs import numbers
+from zoo.core.autodiff import Autodiff
+from zoo.core.random import Generator
+from zoo.core.tensor import tensor
+from zoo.mnist_cnn.config import CLASSES, SIDE
+from zoo.mnist_cnn.finetune import NEW, loss
+from zoo.mnist_cnn.model import MnistCNN
+from zoo.train import AdamW, gradients
+
+SEED, RATE, DECAY = 0, 1e-4, 0.05
+
+
+def pictures(batch: int) -> np.ndarray:
+    return numbers(1, batch, SIDE, SIDE) + 0.5
+
+
+def labels(batch: int) -> np.ndarray:
+    return np.arange(batch, dtype=np.int32) % CLASSES
+
+
+def fresh(device: str) -> MnistCNN:
+    return MnistCNN(NEW).init(SEED, device)
+
+
+def forward(batch: int) -> Run:
+    model = fresh("cpu").eval().prepare()
+    x = tensor(pictures(batch), device="cpu")
+    return lambda: model(x)
+
+
+def train_step(batch: int) -> Run:
+    """Forward with dropout, backward, AdamW; returns the loss, as the Learner reads it after every step."""
+    device: Any = tensor(0.0, device="cpu").device
+    model = fresh("cpu").to(Autodiff(device)).train(Generator(SEED))
+    optimizer = AdamW(weight_decay=DECAY)
+    examples = tensor(pictures(batch), device=device), tensor(labels(batch), device=device)
+
+    def run() -> float:
+        found = loss(model, examples)
+        value = float(found)
+        optimizer.step(model, gradients(found, model), RATE)
+        return value
+
+    return run
+
+
+def _forward(batch: int) -> Case:
+    peers = {"torch": "zoo.mnist_cnn.peers:forward"}
+    name = f"mnist_cnn batch {batch}"
+    return Case(name, "pictures/s", batch, "zoo.mnist_cnn.bench:forward", peers, {"batch": batch})
+
+
+CASES = (
+    _forward(1),
+    _forward(256),
+    Case(
+        "mnist_cnn training, batch 64", "steps/s", 1, "zoo.mnist_cnn.bench:train_step",
+        {"torch": "zoo.mnist_cnn.peers:train_step"}, {"batch": 64}, agree=0.1,  # dropout draws other numbers there
+    ),
+)  # fmt: skip

@@ -1,0 +1,79 @@
+"""The same network with the same weights in torch's own words, for `zoo bench mnist_cnn --peers`.
+
+Imported in the peer's own process alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from zoo.bench.case import Run
+from zoo.bench.inputs import threads
+from zoo.mnist_cnn.bench import DECAY, RATE, fresh, labels, pictures
+from zoo.mnist_cnn.model import MEAN, STD
+from zoo.mnist_cnn.weights import TABLE
+
+
+def _network(torch: Any) -> Any:
+    """A torch module in the older published shape (zoo.mnist_cnn.finetune.NEW)."""
+    nn = torch.nn
+    torch.set_num_threads(threads())
+    model = fresh("numpy")
+    ours = {name: t.numpy() for name, t in model.state().items()}
+    published = {name: np.ascontiguousarray(a) for name, a in TABLE.export(ours, model.config).translate(ours)}
+    layers = {
+        "conv1": nn.Conv2d(1, 20, 5), "relu1": nn.ReLU(), "pool1": nn.MaxPool2d(2), "conv2": nn.Conv2d(20, 50, 5),
+        "relu2": nn.ReLU(), "pool2": nn.MaxPool2d(2), "dropout1": nn.Dropout(0.25), "flat": nn.Flatten(),
+        "fc1": nn.Linear(800, 500), "relu3": nn.ReLU(), "dropout2": nn.Dropout(0.5), "fc2": nn.Linear(500, 10),
+    }  # fmt: skip
+    network = nn.Sequential()
+    for name, layer in layers.items():
+        network.add_module(name, layer)
+    network.load_state_dict({name: torch.from_numpy(array) for name, array in published.items()})
+    return network
+
+
+def forward(batch: int) -> dict[str, Run]:
+    import torch
+
+    x = torch.from_numpy(pictures(batch))[:, None]
+
+    def variant(layout: Any) -> Run:
+        network = _network(torch).eval().to(memory_format=layout)
+        placed = x.contiguous(memory_format=layout)
+
+        def run() -> Any:
+            with torch.inference_mode():
+                return network((placed - MEAN) / STD)
+
+        return run
+
+    return {"contiguous": variant(torch.contiguous_format), "channels_last": variant(torch.channels_last)}
+
+
+def train_step(batch: int) -> dict[str, Run]:
+    import torch
+
+    x, y = torch.from_numpy(pictures(batch))[:, None], torch.from_numpy(labels(batch)).long()
+
+    def variant(layout: Any, optimizer: str) -> Run:
+        network = _network(torch).train().to(memory_format=layout)
+        how = {"fused": optimizer == "fused", "foreach": optimizer == "foreach"}
+        adamw = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY, **how)  # type: ignore[arg-type]
+        placed = x.contiguous(memory_format=layout)
+
+        def run() -> float:
+            loss = torch.nn.functional.cross_entropy(network((placed - MEAN) / STD), y)
+            adamw.zero_grad(set_to_none=True)
+            loss.backward()
+            adamw.step()
+            return loss.item()
+
+        return run
+
+    layouts = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+    return {
+        f"{name}, {how} AdamW": variant(layout, how) for name, layout in layouts.items() for how in ("fused", "foreach")
+    }
