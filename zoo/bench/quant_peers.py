@@ -21,7 +21,7 @@ GROUP = 32
 def _weights(m: int, n: int, k: int, format: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """x, codes, scales."""
     q, scale = ops.quantize(tensor(numbers(2, n, k), device="numpy"), format)
-    return numbers(1, m, k), q.numpy(), scale.numpy().astype(np.float32)
+    return numbers(1, m, k), q.numpy().copy(), scale.numpy().astype(np.float32)
 
 
 def int8_torch(m: int, n: int, k: int, format: str, cold: bool) -> dict[str, Run]:

@@ -1,0 +1,59 @@
+"""Candidates for the runner's tests, imported in the workers' processes: quick, slow, broken in every way."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+
+Run = Callable[[], object]
+CASES = ()
+
+
+def quick(value: float = 2.0) -> Run:
+    return lambda: [value, -value]
+
+
+def slow() -> Run:
+    return lambda: time.sleep(0.02) or [2.0, 2.0]
+
+
+def two_layouts() -> dict[str, Run]:
+    return {"slow": slow(), "quick": quick()}
+
+
+def noisy() -> Run:
+    print("a library greets on stdout")
+    return quick()
+
+
+def raising() -> Run:
+    raise ValueError("no such shape\nsecond line")
+
+
+def crashing() -> Run:
+    print("out of luck", file=sys.stderr, flush=True)
+    os._exit(7)
+
+
+def crashing_later() -> Run:
+    left = [4]
+
+    def run() -> object:
+        left[0] -= 1
+        if left[0] < 0:
+            os.abort()
+        return [2.0]
+
+    return run
+
+
+def missing() -> Run:
+    import a_package_that_is_not_there  # noqa: F401
+
+    return quick()
+
+
+def process() -> Run:
+    return lambda: float(os.getpid())
