@@ -454,6 +454,13 @@ def batch_norm(
     return bind(P["batch_norm"], x, mean, var, weight, bias, eps=eps)
 
 
+def batch_norm_train(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float = 1e-5
+) -> tuple[Tensor, Tensor, Tensor]:
+    """batch_norm with the mean and (population) variance of x over all axes but the last. -> result, mean, variance."""
+    return bind(P["batch_norm_train"], x, weight, bias, eps=eps)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, causal: bool = False,
               scale: float | None = None) -> Tensor:  # fmt: skip
     """softmax(scale q k^T + bias) v by head.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from zoo.core import ops
-from zoo.core.dtype import compute_dtype, int64
+from zoo.core.dtype import int64
 from zoo.core.errors import ShapeError
 from zoo.core.tensor import Tensor
 from zoo.nn import init
@@ -35,17 +35,15 @@ class BatchNorm(Module):
     def __call__(self, x: Tensor) -> Tensor:
         if not self.training or self.frozen:
             return ops.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        axes = tuple(range(x.ndim - 1))
         n = math.prod(x.shape[:-1])
         if n < 2:
             raise ShapeError(
                 f"x is {x.shape}: one value per channel has no variance", "Give larger batches, or model.eval().",
                 what="BatchNorm in training cannot normalise this",
             )  # fmt: skip
-        wide = x.astype(compute_dtype(x.dtype)) if compute_dtype(x.dtype) != x.dtype else x
-        mean, var = ops.mean(wide, axis=axes), ops.var(wide, axis=axes)
+        y, mean, var = ops.batch_norm_train(x, self.weight, self.bias, eps=self.eps)
         self._follow(_plain(mean), _plain(var) * (n / (n - 1)))
-        return ops.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
+        return y
 
     def _follow(self, mean: Tensor, var: Tensor) -> None:
         self.num_batches_tracked = self.num_batches_tracked + 1

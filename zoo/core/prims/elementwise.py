@@ -55,21 +55,21 @@ UNARY = [
        accepts="float", domain=(0.05, 5), ref=lambda x: 1 / math.sqrt(x)),
     ew("sin", "sin({0})", lambda o, g, x, y: o.mul(g, o.cos(x)), keep="x", accepts="float", ref=math.sin),
     ew("cos", "cos({0})", lambda o, g, x, y: o.neg(o.mul(g, o.sin(x))), keep="x", accepts="float", ref=math.cos),
-    ew("tanh", "tanh({0})", lambda o, g, x, y: o.mul(g, o.sub(1.0, o.mul(y, y))), keep="y", accepts="float",
-       ref=math.tanh),
+    ew("tanh", "tanh({0})", lambda o, g, x, y: o.activation_grad(y, g, activation="tanh"), keep="y",
+       accepts="float", ref=math.tanh),
     ew("erf", "erf({0})", lambda o, g, x, y: o.mul(g, o.mul(o.exp(o.neg(o.mul(x, x))), TWO_OVER_SQRT_PI)), keep="x",
        accepts="float", ref=math.erf),
-    ew("sigmoid", "sigmoid({0})", lambda o, g, x, y: o.mul(g, o.mul(y, o.sub(1.0, y))), keep="y", accepts="float",
-       domain=(-12, 12), ref=lambda x: 1 / (1 + math.exp(-x))),
+    ew("sigmoid", "sigmoid({0})", lambda o, g, x, y: o.activation_grad(y, g, activation="sigmoid"), keep="y",
+       accepts="float", domain=(-12, 12), ref=lambda x: 1 / (1 + math.exp(-x))),
     ew("floor", "floor({0})", NO_GRADIENT, ref=lambda x: float(math.floor(x))),
     ew("round", "round({0})", NO_GRADIENT, ref=_round_half_even),
     ew("logical_not", "logical_not({0})", NO_GRADIENT, accepts="bool", result="bool"),
     # conveniences that would otherwise be two or three passes over memory
     ew("square", "{0} * {0}", lambda o, g, x, y: o.mul(o.mul(g, 2.0), x), keep="x", ref=lambda x: x * x),
-    ew("relu", "maximum({0}, 0)", lambda o, g, x, y: o.where(o.less(0.0, y), g, 0.0), keep="y",
+    ew("relu", "maximum({0}, 0)", lambda o, g, x, y: o.activation_grad(y, g, activation="relu"), keep="y",
        ref=lambda x: max(x, 0.0)),
-    ew("silu", "{0} * sigmoid({0})", lambda o, g, x, y: o.mul(g, _silu_slope(o, x)), keep="x", accepts="float",
-       ref=lambda x: x / (1 + math.exp(-x))),
+    ew("silu", "{0} * sigmoid({0})", lambda o, g, x, y: o.activation_grad(x, g, activation="silu"), keep="x",
+       accepts="float", ref=lambda x: x / (1 + math.exp(-x))),
     ew("isnan", "isnan({0})", NO_GRADIENT, accepts="float", result="bool"),
 ]  # fmt: skip
 
@@ -109,11 +109,6 @@ def _pow_slopes(o: Any, g: Any, a: Any, b: Any, y: Any) -> tuple[Any, Any]:
     if not hasattr(a, "shape"):
         return None, lambda: o.mul(g, o.mul(y, math.log(a)))
     return lambda: o.mul(g, o.mul(b, o.pow(a, o.sub(b, 1.0)))), lambda: o.mul(g, o.mul(y, o.log(a)))
-
-
-def _silu_slope(o: Any, x: Any) -> Any:
-    s = o.sigmoid(x)
-    return o.mul(s, o.add(o.mul(x, o.sub(1.0, s)), 1.0))
 
 
 def _where_infer(condition: Any, a: Any, b: Any) -> Meta:

@@ -26,14 +26,19 @@ def activate(o: Any, y: Any, activation: str | None) -> Any:
     return y if activation is None else getattr(o, activation)(y)
 
 
-@composite(infer.like(0))
+def _of_values(name: str) -> dict[str, Any]:
+    """The gradient rule of an activation of x."""
+    return {"vjp": lambda o, g, x, y: o.activation_grad(x, g, activation=name), "keep": "x"}
+
+
+@composite(infer.like(0), **_of_values("gelu"))
 def gelu(o, x):
     """x * Phi(x), exact (Hendrycks & Gimpel 2016)."""
     h = o.cast(x, dtype=compute_dtype(x.dtype))
     return o.cast(o.mul(o.mul(h, 0.5), o.add(o.erf(o.mul(h, math.sqrt(0.5))), 1.0)), dtype=x.dtype)
 
 
-@composite(infer.like(0))
+@composite(infer.like(0), **_of_values("gelu_tanh"))
 def gelu_tanh(o, x):
     """gelu with tanh in place of erf, as GPT-2 and others were trained."""
     h = o.cast(x, dtype=compute_dtype(x.dtype))
@@ -41,11 +46,43 @@ def gelu_tanh(o, x):
     return o.cast(o.mul(o.mul(h, 0.5), o.add(o.tanh(cubic), 1.0)), dtype=x.dtype)
 
 
-@composite(infer.like(0))
+@composite(infer.like(0), **_of_values("quick_gelu"))
 def quick_gelu(o, x):
     """x * sigmoid(1.702 x), as OpenAI's CLIP was trained."""
     h = o.cast(x, dtype=compute_dtype(x.dtype))
     return o.cast(o.mul(h, o.sigmoid(o.mul(h, 1.702))), dtype=x.dtype)
+
+
+def _activation_grad_infer(x: Any, g: Any, *, activation: str) -> Meta:
+    infer.floats(x, g)
+    _activation_known(activation)
+    infer.need_shape("g", g, x.shape)
+    return Meta(tuple(x.shape), x.dtype)
+
+
+@composite(_activation_grad_infer)
+def activation_grad(o, x, g, *, activation):
+    """g times the slope of an activation: at its argument x, or, for relu, sigmoid and tanh, where its result is x."""
+    if activation == "relu":
+        return o.where(o.less(0.0, x), g, 0.0)
+    if activation == "sigmoid":
+        return o.mul(g, o.mul(x, o.sub(1.0, x)))
+    if activation == "tanh":
+        return o.mul(g, o.sub(1.0, o.mul(x, x)))
+    h = o.cast(x, dtype=compute_dtype(x.dtype))
+    if activation == "gelu":
+        density = o.mul(o.exp(o.mul(o.square(h), -0.5)), 1 / math.sqrt(2 * math.pi))
+        slope = o.add(o.mul(o.add(o.erf(o.mul(h, math.sqrt(0.5))), 1.0), 0.5), o.mul(h, density))
+    else:  # x * sigmoid(u(x))
+        u, du = h, 1.0
+        if activation == "quick_gelu":
+            u, du = o.mul(h, 1.702), 1.702
+        elif activation == "gelu_tanh":
+            a, b = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
+            u, du = o.mul(h, o.add(o.mul(o.square(h), b), a)), o.add(o.mul(o.square(h), 3 * b), a)
+        s = o.sigmoid(u)
+        slope = o.add(s, o.mul(o.mul(o.mul(h, s), o.sub(1.0, s)), du))
+    return o.cast(o.mul(o.cast(g, dtype=h.dtype), slope), dtype=x.dtype)
 
 
 def _swiglu_infer(gate: Any, up: Any) -> Meta:
@@ -54,10 +91,21 @@ def _swiglu_infer(gate: Any, up: Any) -> Meta:
     return Meta(tuple(gate.shape), gate.dtype)
 
 
-@composite(_swiglu_infer)
+@composite(_swiglu_infer, vjp=lambda o, g, gate, up, y: o.swiglu_grad(gate, up, g), keep="x")
 def swiglu(o, gate, up):
     """silu(gate) * up (Shazeer 2020)."""
     return o.mul(o.silu(gate), up)
+
+
+def _swiglu_grad_infer(gate: Any, up: Any, g: Any) -> tuple[Meta, Meta]:
+    infer.need_shape("g", g, gate.shape)
+    return _swiglu_infer(gate, up), _swiglu_infer(gate, up)
+
+
+@composite(_swiglu_grad_infer)
+def swiglu_grad(o, gate, up, g):
+    """Gradients of swiglu in gate and up."""
+    return o.activation_grad(gate, o.mul(g, up), activation="silu"), o.mul(g, o.silu(gate))
 
 
 def _axis_infer(x: Any, *, axis: int) -> Meta:
@@ -66,12 +114,19 @@ def _axis_infer(x: Any, *, axis: int) -> Meta:
     return Meta(tuple(x.shape), x.dtype)
 
 
-def _softmax_vjp(o: Any, g: Any, x: Any, y: Any, *, axis: int) -> Any:
+def _axis_grad_infer(y: Any, g: Any, *, axis: int) -> Meta:
+    infer.need_shape("g", g, y.shape)
+    return _axis_infer(y, axis=axis)
+
+
+@composite(_axis_grad_infer)
+def softmax_grad(o, y, g, *, axis):
+    """Gradient of softmax, from its result."""
     gy = o.mul(g, y)
     return o.sub(gy, o.mul(y, o.sum(gy, axis=axis, keepdims=True)))
 
 
-@composite(_axis_infer, vjp=_softmax_vjp, keep="y")
+@composite(_axis_infer, vjp=lambda o, g, x, y, axis: o.softmax_grad(y, g, axis=axis), keep="y")
 def softmax(o, x, *, axis=-1):
     if x.shape[axis] == 0:
         return x
@@ -80,11 +135,13 @@ def softmax(o, x, *, axis=-1):
     return o.cast(o.div(e, o.sum(e, axis=axis, keepdims=True)), dtype=x.dtype)
 
 
-def _log_softmax_vjp(o: Any, g: Any, x: Any, y: Any, *, axis: int) -> Any:
+@composite(_axis_grad_infer)
+def log_softmax_grad(o, y, g, *, axis):
+    """Gradient of log_softmax, from its result."""
     return o.sub(g, o.mul(o.exp(y), o.sum(g, axis=axis, keepdims=True)))
 
 
-@composite(_axis_infer, vjp=_log_softmax_vjp, keep="y")
+@composite(_axis_infer, vjp=lambda o, g, x, y, axis: o.log_softmax_grad(y, g, axis=axis), keep="y")
 def log_softmax(o, x, *, axis=-1):
     if x.shape[axis] == 0:
         return x
@@ -99,17 +156,26 @@ def _cross_entropy_infer(logits: Any, targets: Any) -> Meta:
     return Meta(tuple(targets.shape), compute_dtype(logits.dtype))
 
 
-def _cross_entropy_vjp(o: Any, g: Any, logits: Any, targets: Any, y: Any) -> Any:
-    """softmax - onehot."""
-    x = o.cast(logits, dtype=y.dtype)
+def _cross_entropy_grad_infer(logits: Any, targets: Any, g: Any) -> Meta:
+    infer.need_shape("g", g, _cross_entropy_infer(logits, targets).shape)
+    return Meta(tuple(logits.shape), logits.dtype)
+
+
+@composite(_cross_entropy_grad_infer)
+def cross_entropy_grad(o, logits, targets, g):
+    """(softmax(logits) - 1 at the target) g.  g (...) -> (..., C)."""
+    x = o.cast(logits, dtype=compute_dtype(logits.dtype))
     p = o.softmax(x, axis=-1)
     column = o.iota(shape=tuple(x.shape), axis=len(x.shape) - 1, dtype=int32)
     hot = o.equal(column, o.cast(o.reshape(targets, shape=(*targets.shape, 1)), dtype=int32))
     slope = o.sub(p, o.cast(hot, dtype=p.dtype))
-    return o.mul(slope, o.reshape(g, shape=(*g.shape, 1))), None
+    return o.cast(o.mul(slope, o.cast(o.reshape(g, shape=(*g.shape, 1)), dtype=p.dtype)), dtype=logits.dtype)
 
 
-@composite(_cross_entropy_infer, vjp=_cross_entropy_vjp, keep="x")
+@composite(
+    _cross_entropy_infer, keep="x",
+    vjp=lambda o, g, logits, targets, y: (o.cross_entropy_grad(logits, targets, g), None),
+)  # fmt: skip
 def cross_entropy(o, logits, targets):
     """-log softmax(logits)[target], one value per row, in float32.  logits (..., C), targets (...) -> (...)."""
     x = o.cast(logits, dtype=compute_dtype(logits.dtype))
@@ -125,7 +191,24 @@ def _norm_infer(x: Any, weight: Any, bias: Any = None, **attrs: Any) -> Meta:
     return Meta(tuple(x.shape), x.dtype)
 
 
-@composite(_norm_infer)
+def _rms_norm_grad_infer(x: Any, weight: Any, g: Any, *, eps: float) -> tuple[Meta, Meta]:
+    infer.need_shape("g", g, x.shape)
+    return _norm_infer(x, weight), Meta(tuple(weight.shape), weight.dtype)
+
+
+@composite(_rms_norm_grad_infer)
+def rms_norm_grad(o, x, weight, g, *, eps):
+    """Gradients of rms_norm in x and weight: with h the normalised x and v = g weight, (v - h mean(v h)) scale."""
+    dtype = compute_dtype(x.dtype)
+    wide, slopes = o.cast(x, dtype=dtype), o.cast(g, dtype=dtype)
+    scale = o.rsqrt(o.add(o.mean(o.square(wide), axis=-1, keepdims=True), eps))
+    h, v = o.mul(wide, scale), o.mul(slopes, o.cast(weight, dtype=dtype))
+    dx = o.mul(o.sub(v, o.mul(h, o.mean(o.mul(v, h), axis=-1, keepdims=True))), scale)
+    dw = o.sum(o.mul(slopes, h), axis=tuple(range(len(x.shape) - 1)))
+    return o.cast(dx, dtype=x.dtype), o.cast(dw, dtype=weight.dtype)
+
+
+@composite(_norm_infer, vjp=lambda o, g, x, weight, y, eps: o.rms_norm_grad(x, weight, g, eps=eps), keep="x")
 def rms_norm(o, x, weight, *, eps=1e-5):
     """y = x / sqrt(mean(x^2) + eps) * weight, over the last axis, in float32 (Zhang & Sennrich 2019)."""
     h = o.cast(x, dtype=compute_dtype(x.dtype))
@@ -144,7 +227,48 @@ def _scale_shift(o: Any, h: Any, weight: Any, bias: Any) -> Any:
     return h if bias is None else o.add(h, o.cast(bias, dtype=h.dtype))
 
 
-@composite(_norm_infer)
+def _group_norm_grad_infer(x: Any, weight: Any, g: Any, *, groups: int, eps: float) -> tuple[Meta, Meta, Meta]:
+    infer.need_shape("g", g, x.shape)
+    y = _group_norm_infer(x, weight, None, groups=groups, eps=eps, activation=None)
+    channels = Meta(tuple(x.shape[-1:]), compute_dtype(x.dtype))
+    return y, channels, channels
+
+
+@composite(_group_norm_grad_infer)
+def group_norm_grad(o, x, weight, g, *, groups, eps):
+    """Gradients of group_norm in x, weight and bias: with h the normalised x and v = g weight,
+    (v - mean(v) - h mean(v h)) scale, means over a group. Layer norm is one group of rows (N, C); batch norm one sample
+    with a group for each channel."""
+    dtype = compute_dtype(x.dtype)
+    apart = (x.shape[0], math.prod(x.shape[1:-1]), groups, x.shape[-1] // groups)
+    wide, slopes = o.cast(x, dtype=dtype), o.cast(g, dtype=dtype)
+    v = slopes if weight is None else o.mul(slopes, o.cast(weight, dtype=dtype))
+    wide, v = o.reshape(wide, shape=apart), o.reshape(v, shape=apart)
+
+    def mean(t: Any) -> Any:
+        return o.mean(t, axis=(1, 3), keepdims=True)
+
+    centred = o.sub(wide, mean(wide))
+    scale = o.rsqrt(o.add(mean(o.square(centred)), eps))
+    h = o.mul(centred, scale)
+    dx = o.mul(o.sub(o.sub(v, mean(v)), o.mul(h, mean(o.mul(v, h)))), scale)
+    leading = tuple(range(len(x.shape) - 1))
+    dw = o.sum(o.mul(slopes, o.reshape(h, shape=tuple(x.shape))), axis=leading)
+    return o.cast(o.reshape(dx, shape=tuple(x.shape)), dtype=x.dtype), dw, o.sum(slopes, axis=leading)
+
+
+def _rows_grad(o: Any, g: Any, x: Any, weight: Any, shape: tuple[int, ...], groups: int, eps: float) -> Any:
+    """group_norm_grad of x seen in another shape."""
+    flat, slopes = o.reshape(x, shape=shape), o.reshape(g, shape=shape)
+    dx, dw, db = o.group_norm_grad(flat, weight, slopes, groups=groups, eps=eps)
+    return o.reshape(dx, shape=tuple(x.shape)), dw, db
+
+
+def _layer_norm_vjp(o: Any, g: Any, x: Any, weight: Any, bias: Any, y: Any, *, eps: float) -> Any:
+    return _rows_grad(o, g, x, weight, (math.prod(x.shape[:-1]), x.shape[-1]), 1, eps)
+
+
+@composite(_norm_infer, vjp=_layer_norm_vjp, keep="01")
 def layer_norm(o, x, weight, bias, *, eps=1e-5):
     """(x - mean) / sqrt(variance + eps) * weight + bias, over the last axis (Ba et al. 2016)."""
     h = _standardise(o, o.cast(x, dtype=compute_dtype(x.dtype)), -1, eps)
@@ -158,7 +282,17 @@ def _group_norm_infer(x: Any, weight: Any, bias: Any, *, groups: int, eps: float
     return _norm_infer(x, weight, bias)
 
 
-@composite(_group_norm_infer)
+def _group_norm_vjp(
+    o: Any, g: Any, x: Any, weight: Any, bias: Any, y: Any, *, groups: int, eps: float, activation: str | None
+) -> Any:
+    if activation is not None:
+        h = o.group_norm(x, weight, bias, groups=groups, eps=eps, activation=None)
+        by_result = activation in ("relu", "sigmoid", "tanh")
+        g = o.activation_grad(activate(o, h, activation) if by_result else h, g, activation=activation)
+    return o.group_norm_grad(x, weight, g, groups=groups, eps=eps)
+
+
+@composite(_group_norm_infer, vjp=_group_norm_vjp, keep="x")
 def group_norm(o, x, weight, bias, *, groups, eps=1e-5, activation=None):
     """Each group of channels of each sample standardised over space and group (Wu & He 2018).  x (N, *S, C)."""
     N, C = x.shape[0], x.shape[-1]
@@ -181,6 +315,25 @@ def batch_norm(o, x, mean, var, weight, bias, *, eps=1e-5):
     scale = o.rsqrt(o.add(o.cast(var, dtype=dtype), eps))
     h = o.mul(o.sub(o.cast(x, dtype=dtype), o.cast(mean, dtype=dtype)), scale)
     return o.cast(_scale_shift(o, h, weight, bias), dtype=x.dtype)
+
+
+def _batch_norm_train_infer(x: Any, weight: Any, bias: Any, *, eps: float) -> tuple[Meta, Meta, Meta]:
+    channels = Meta(tuple(x.shape[-1:]), compute_dtype(x.dtype))
+    return _norm_infer(x, weight, bias), channels, channels
+
+
+def _batch_norm_train_vjp(o: Any, g: Any, x: Any, weight: Any, bias: Any, y: Any, *, eps: float) -> Any:
+    if g[0] is None or any(other is not None for other in g[1:]):
+        return NotImplemented  # something depends on the statistics themselves
+    return _rows_grad(o, g[0], x, weight, (1, math.prod(x.shape[:-1]), x.shape[-1]), x.shape[-1], eps)
+
+
+@composite(_batch_norm_train_infer, vjp=_batch_norm_train_vjp, keep="x")
+def batch_norm_train(o, x, weight, bias, *, eps=1e-5):
+    """batch_norm by the mean and variance of x itself, over all axes but the last. -> result, mean, variance."""
+    wide, axes = o.cast(x, dtype=compute_dtype(x.dtype)), tuple(range(len(x.shape) - 1))
+    mean, var = o.mean(wide, axis=axes), o.var(wide, axis=axes)
+    return o.batch_norm(x, mean, var, weight, bias, eps=eps), mean, var
 
 
 def _linear_infer(x: Any, w: Any, bias: Any, *, activation: str | None) -> Meta:
@@ -234,7 +387,7 @@ def _conv_bias_act_vjp(
     if activation not in (None, "relu"):
         return NotImplemented
     if activation == "relu":
-        g = o.where(o.less(0.0, y), g, 0.0)
+        g = o.activation_grad(y, g, activation="relu")
     dx, dw = conv_vjp(o, g, x, w, None, input_dilation=(1,) * len(conv["stride"]), flip=False, **conv)
     return dx, dw, lambda: o.sum(g, axis=tuple(range(len(g.shape) - 1))), g
 

@@ -132,6 +132,29 @@ NORMS = [
 ]  # fmt: skip
 
 
+def _own_moments(x: np.ndarray, w: Any, b: Any) -> tuple[np.ndarray, ...]:
+    axes = tuple(range(x.ndim - 1))
+    return ref.affine(ref.standardised(x, axes, 1e-5), w, b), x.mean(axes), x.var(axes)
+
+
+def _moments_dtype(d: Any) -> Any:
+    return float64 if d == float64 else float32
+
+
+TRAINED = [
+    Case(f"batch_norm_train{label}", lambda *a: ops.batch_norm_train(*a), args, _own_moments, NORMALISED,
+         result=(None, _moments_dtype, _moments_dtype), spread=False)
+    for label, args in (
+        ("", lambda r: (r.f(3, 2, 4, 5), r.f(5), r.f(5))),
+        ("[no affine]", lambda r: (r.f(20, 5), None, None)),
+    )
+] + [
+    Case("batch_norm_train[no channels, empty]", lambda *a: ops.batch_norm_train(*a),
+         lambda r: (r.f(5, 0), r.f(0), r.f(0)), _own_moments, EXACT,
+         result=(None, _moments_dtype, _moments_dtype), second=False),
+]  # fmt: skip
+
+
 def _linear(label: str, args: Any, activation: str | None = None, tol: Tol = CONTRACTION, **rest: Any) -> Case:
     def want(x: np.ndarray, w: np.ndarray, b: Any = None) -> np.ndarray:
         y = np.einsum("...k,nk->...n", x, w)
@@ -266,4 +289,4 @@ OTHERS = [
          lambda *a: ref.adamw(*a, **_ADAMW), EXACT, dtypes=(float32,), grad=False),
 ]  # fmt: skip
 
-CASES: list[Case] = [*ACTIVATIONS, *SOFTMAX, *NORMS, *LINEAR, *ATTENTIONS, *ROPE, *OTHERS]
+CASES: list[Case] = [*ACTIVATIONS, *SOFTMAX, *NORMS, *TRAINED, *LINEAR, *ATTENTIONS, *ROPE, *OTHERS]

@@ -15,7 +15,8 @@ namespace zoo {
     extern const ConvKernels conv_##isa;  \
     extern const AttentionKernels attention_##isa; \
     extern const ProbeKernels probe_##isa; \
-    static constexpr KernelTable table_##isa = {#isa, &gemm_##isa, &conv_##isa, &attention_##isa, &probe_##isa};
+    extern const RowsKernels rows_##isa; \
+    static constexpr KernelTable table_##isa = {#isa, &gemm_##isa, &conv_##isa, &attention_##isa, &probe_##isa, &rows_##isa};
 #if defined(__x86_64__)
 DECLARE(baseline)
 DECLARE(avx2)

@@ -6,6 +6,7 @@
 #include "conv/table.h"
 #include "gemm/table.h"
 #include "probe/table.h"
+#include "rows/table.h"
 
 namespace zoo {
 
@@ -16,6 +17,7 @@ struct KernelTable {
     const ConvKernels* conv;
     const AttentionKernels* attention;
     const ProbeKernels* probe;
+    const RowsKernels* rows;
 };
 
 const KernelTable& kernels();         // those in use

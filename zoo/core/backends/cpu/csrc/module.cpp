@@ -6,6 +6,7 @@ void bind_gemm(nb::module_&);
 void bind_conv(nb::module_&);
 void bind_attention(nb::module_&);
 void bind_probe(nb::module_&);
+void bind_rows(nb::module_&);
 }  // namespace zoo
 
 NB_MODULE(_native, m) {
@@ -19,4 +20,5 @@ NB_MODULE(_native, m) {
     zoo::bind_conv(m);
     zoo::bind_attention(m);
     zoo::bind_probe(m);
+    zoo::bind_rows(m);
 }

@@ -30,7 +30,7 @@ typedef float vf_unaligned __attribute__((vector_size(W * 4), aligned(4)));
 INLINE vf load(const float* p) { return *reinterpret_cast<const vf_unaligned*>(p); }
 INLINE void store(float* p, vf v) { *reinterpret_cast<vf_unaligned*>(p) = v; }
 INLINE vf splat(float x) { return vf{} + x; }
-INLINE vf select(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+INLINE vf select(vi mask, vf a, vf b) { return mask ? a : b; }
 
 // The first n lanes, 0 <= n; the others are zero, and memory behind them is not touched.
 INLINE vf load_first(const float* p, i64 n) {
@@ -155,6 +155,17 @@ INLINE vf load(const f16* p) {  // straight from memory where the instruction do
 template <class T>
 INLINE T* scratch_of(Slot slot, i64 count) {
     return reinterpret_cast<T*>(scratch(slot, (count * (i64)sizeof(T) + 3) / 4));
+}
+
+INLINE vf square_root(vf v) {
+#if defined(ZOO_AVX512)
+    return (vf)_mm512_maskz_sqrt_ps(0xffff, (__m512)v);  // GCC 12 warns of the form without a mask
+#elif defined(ZOO_AVX2)
+    return (vf)_mm256_sqrt_ps((__m256)v);
+#else
+    for (int i = 0; i < W; i++) v[i] = __builtin_sqrtf(v[i]);
+    return v;
+#endif
 }
 
 INLINE float sum_lanes(vf v) {

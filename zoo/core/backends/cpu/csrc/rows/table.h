@@ -1,0 +1,55 @@
+#pragma once
+#include "../common.h"
+
+namespace zoo {
+
+// The kernels of this family and what each takes: name and "inputs > outputs", a letter for each array, `?` where there may be none.
+//   e  rows * columns values as stored (float32, or 16-bit words)     b  rows * columns bytes of 0 and 1
+//   f  rows * columns float32      c  columns float32     r  rows float32     i  rows int32
+//   s  k[0] * columns float32      m  k[0] * k[1] float32     a  k[0] float32     v  rows * k[0] float32     p  rows * k[0] int32
+#define ROWS_OPS(X)                                                                                                      \
+    X(unary, "e>e")                     /* k: function */                                                                \
+    X(activation_grad, "ee>e")          /* value, g; k: activation */                                                    \
+    X(swiglu, "ee>e")                   /* gate, up */                                                                   \
+    X(swiglu_grad, "eee>ee")            /* gate, up, g -> of gate, of up */                                              \
+    X(binary, "fa>f")                   /* k: length of the second, function, second comes first */                      \
+    X(where, "bf?f?>f")                 /* x: the numbers for absent branches */                                         \
+    X(widen, "e>f")                                                                                                      \
+    X(narrow, "f>e")                                                                                                     \
+    X(adamw, "ffff>fff")                /* p, g, m, v; x: see adamw() */                                                 \
+    X(uniform, ">f")                    /* k: seed, offset */                                                            \
+    X(dropout, "f>f")                   /* x: p, 1 / (1 - p); k: seed, offset */                                         \
+    X(softmax, "e>e")                                                                                                    \
+    X(softmax_grad, "ee>e")             /* y, g */                                                                       \
+    X(log_softmax, "e>e")                                                                                                \
+    X(log_softmax_grad, "ee>e")         /* y, g */                                                                       \
+    X(logsumexp, "f>r")                                                                                                  \
+    X(cross_entropy, "fi>r")            /* logits, targets */                                                            \
+    X(cross_entropy_grad, "fir>f")      /* logits, targets, g */                                                         \
+    X(rms_norm, "ec>e")                 /* x: eps */                                                                     \
+    X(rms_norm_grad, "fcf>fc")          /* x, weight, g -> of x, of weight; x: eps */                                    \
+    X(layer_norm, "ec?c?>e")            /* x: eps */                                                                     \
+    X(layer_norm_grad, "fc?f>fc?c?")    /* x, weight, g -> of x, weight, bias; x: eps */                                 \
+    X(batch_norm, "eccc?c?>e")          /* x, mean, var, weight, bias; x: eps */                                         \
+    X(group_norm, "ec?c?>em?m?")        /* -> y, mean, variance; k: samples, groups, activation; x: eps */               \
+    X(group_norm_grad, "fc?f>fc?c?")    /* x, weight, g -> of x, weight, bias; k: samples, groups; x: eps */             \
+    X(column_sums, "f>s")               /* of each of k[0] blocks of rows */                                             \
+    X(rope, "eaa>e")                    /* x, cos, sin; k: size of cos, heads, half, interleaved */                      \
+    X(topk, "f>vp")                     /* k: how many */
+
+struct Rows {
+    i64 rows, columns;
+    int storage;  // of `e`: 0 float32, 1 bfloat16, 2 float16
+    const void* in[5];
+    void* out[3];
+    double x[8];
+    i64 k[4];
+};
+
+struct RowsKernels {
+#define MEMBER(name, signature) void (*name)(const Rows&);
+    ROWS_OPS(MEMBER)
+#undef MEMBER
+};
+
+}  // namespace zoo

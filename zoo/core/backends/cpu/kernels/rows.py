@@ -1,0 +1,361 @@
+"""What is bound by memory: activations, norms, softmax, sums over leading axes, random bits, the optimizer's step.
+
+float32 throughout; bfloat16 and float16 where a model that runs meets them. Each kernel is one pass, or as few as can
+be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from zoo.core.backends.cpu.kernels.common import CODES, F32, Kernels
+from zoo.core.dtype import bfloat16, float16
+from zoo.core.prims import infer
+from zoo.core.stats import count
+
+STORAGE = {F32: 0, bfloat16: 1, float16: 2}  # as numbered in csrc/rows/table.h
+UNARY = {name: code for name, code in CODES.items() if name} | {"exp": len(CODES)}
+BINARY = {"add": 0, "sub": 1, "mul": 2, "div": 3, "maximum": 4, "minimum": 5}
+SMALL = 4096  # values; numpy's adds and products of fewer take less than a call
+MASK = 0xFFFFFFFF
+LARGEST = float(np.finfo(F32).max)
+
+
+def _words(x: Any) -> Any:
+    """x in one run, half precision as 16-bit words."""
+    if x is None:
+        return None
+    x = x if x.flags.c_contiguous else np.ascontiguousarray(x)
+    return x if x.dtype is F32 else x.view(np.uint16)
+
+
+def _wide(x: Any) -> Any:
+    """A small array in float32, in one run."""
+    return None if x is None else np.ascontiguousarray(x, dtype=F32)
+
+
+def _full(*arrays: Any) -> bool:
+    """Whether all are float32, aligned, and hold something."""
+    return all(a.dtype is F32 and a.size and a.flags.aligned for a in arrays)
+
+
+def _stored(*arrays: Any) -> bool:
+    """Whether all are of one dtype that kernels load, aligned, and hold something."""
+    dtype = arrays[0].dtype
+    return dtype in STORAGE and all(a.dtype == dtype and a.size and a.flags.aligned for a in arrays)
+
+
+def _run(b: Any, op: str, shape: Any, dtype: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...],
+         numbers: tuple[float, ...] = (), settings: tuple[int, ...] = ()) -> None:  # fmt: skip
+    """`shape`: (rows, columns)."""
+    outs = tuple(o if o is None or (o.dtype.kind != "V" and o.dtype != float16) else o.view(np.uint16) for o in outputs)
+    b.native.rows(op, shape[0], shape[1], STORAGE[dtype], inputs, outs, numbers, settings)
+    count(f"cpu.{op}")
+
+
+def _rows(x: Any) -> tuple[int, int]:
+    return x.size // x.shape[-1], x.shape[-1]
+
+
+# elementwise
+
+
+def _unary(name: str) -> Callable[..., Any]:
+    code = UNARY[name]
+
+    def kernel(b: Any, x: Any) -> Any:
+        if not _stored(x):
+            return NotImplemented
+        y = np.empty(x.shape, x.dtype)
+        _run(b, "unary", (1, x.size), x.dtype, (_words(x),), (y,), (), (code,))
+        return y
+
+    return kernel
+
+
+def activation_grad(b: Any, x: Any, g: Any, *, activation: str) -> Any:
+    if not _stored(x, g):
+        return NotImplemented
+    y = np.empty(x.shape, x.dtype)
+    _run(b, "activation_grad", (1, x.size), x.dtype, (_words(x), _words(g)), (y,), (), (CODES[activation],))
+    return y
+
+
+def swiglu(b: Any, gate: Any, up: Any) -> Any:
+    if not _stored(gate, up):
+        return NotImplemented
+    y = np.empty(gate.shape, gate.dtype)
+    _run(b, "swiglu", (1, y.size), y.dtype, (_words(gate), _words(up)), (y,))
+    return y
+
+
+def swiglu_grad(b: Any, gate: Any, up: Any, g: Any) -> Any:
+    if not _stored(gate, up, g):
+        return NotImplemented
+    d_gate, d_up = np.empty(gate.shape, gate.dtype), np.empty(gate.shape, gate.dtype)
+    _run(b, "swiglu_grad", (1, gate.size), gate.dtype, (_words(gate), _words(up), _words(g)), (d_gate, d_up))
+    return d_gate, d_up
+
+
+def _operand(other: Any, shape: Any) -> Any:
+    """What meets an array of `shape`: one number, one line of it, or all of it, as an array; None for anything else."""
+    if not isinstance(other, np.ndarray):
+        return np.full(1, other, F32) if abs(other) <= LARGEST else None
+    if other.ndim > len(shape) or not _full(other) or not other.flags.c_contiguous:
+        return None
+    ones = next((i for i, n in enumerate(other.shape) if n != 1), other.ndim)
+    return other if other.shape[ones:] == shape[len(shape) - other.ndim + ones :] else None
+
+
+def _binary(name: str) -> Callable[..., Any]:
+    code = BINARY[name]
+
+    def kernel(b: Any, x: Any, y: Any) -> Any:
+        turned = not isinstance(x, np.ndarray) or (isinstance(y, np.ndarray) and y.size > x.size)
+        if turned:
+            x, y = y, x
+        if not isinstance(x, np.ndarray) or x.size < SMALL or not _full(x) or not x.flags.c_contiguous:
+            return NotImplemented
+        other = _operand(y, x.shape)
+        if other is None:
+            return NotImplemented
+        out = np.empty(x.shape, F32)
+        columns = other.size if other.size > 1 else x.size
+        _run(b, "binary", (x.size // columns, columns), F32, (x, other), (out,), (), (other.size, code, turned))
+        return out
+
+    return kernel
+
+
+def where(b: Any, condition: Any, x: Any, y: Any) -> Any:
+    branches = [v for v in (x, y) if isinstance(v, np.ndarray)]
+    if condition.size < SMALL or not _full(*branches) or any(v.shape != condition.shape for v in branches):
+        return NotImplemented
+    arrays = tuple(_words(v) if isinstance(v, np.ndarray) else None for v in (x, y))
+    numbers = tuple(0.0 if isinstance(v, np.ndarray) else float(v) for v in (x, y))
+    out = np.empty(condition.shape, F32)
+    _run(b, "where", (1, out.size), F32, (np.ascontiguousarray(condition), *arrays), (out,), numbers)
+    return out
+
+
+def cast(b: Any, x: Any, *, dtype: Any) -> Any:
+    """Between float32 and half precision."""
+    wide, narrow = dtype is F32, x.dtype is F32
+    if wide == narrow or not _stored(x) or dtype not in STORAGE:
+        return NotImplemented
+    y = np.empty(x.shape, dtype)
+    _run(b, "widen" if wide else "narrow", (1, x.size), x.dtype if wide else dtype, (_words(x),), (y,))
+    return y
+
+
+def adamw_step(b: Any, p: Any, g: Any, m: Any, v: Any, *, lr: float, beta1: float, beta2: float, eps: float,
+               weight_decay: float, step: int) -> Any:  # fmt: skip
+    if not _full(p, g, m, v):
+        return NotImplemented
+    numbers = (
+        beta1,
+        1 - beta1,
+        beta2,
+        1 - beta2,
+        1 / (1 - beta2**step),
+        eps,
+        1 - lr * weight_decay,
+        lr / (1 - beta1**step),
+    )
+    out = tuple(np.empty(p.shape, F32) for _ in range(3))
+    _run(b, "adamw", (1, p.size), F32, tuple(_words(a) for a in (p, g, m, v)), out, numbers)
+    return out
+
+
+# random numbers
+
+
+def uniform(b: Any, *, shape: Any, seed: int, offset: int, dtype: Any) -> Any:
+    if dtype != F32 or 0 in shape:
+        return NotImplemented
+    out = np.empty(shape, F32)
+    _run(b, "uniform", (1, out.size), F32, (), (out,), (), (seed & MASK, seed >> 32 & MASK, offset))
+    return out
+
+
+def dropout(b: Any, x: Any, *, p: float, seed: int, offset: int) -> Any:
+    if not _full(x):
+        return NotImplemented
+    out = np.empty(x.shape, F32)
+    settings = (seed & MASK, seed >> 32 & MASK, offset)
+    _run(b, "dropout", (1, x.size), F32, (_words(x),), (out,), (p, 1 / (1 - p)), settings)
+    return out
+
+
+# along the last axis
+
+
+def _last(x: Any, axis: int) -> bool:
+    return axis in (-1, x.ndim - 1) and x.ndim > 0
+
+
+def _along_rows(name: str) -> Callable[..., Any]:
+    """softmax(x), or its gradient from (y, g)."""
+
+    def kernel(b: Any, *args: Any, axis: int) -> Any:
+        if not _stored(*args) or not _last(args[0], axis):
+            return NotImplemented
+        y = np.empty(args[0].shape, args[0].dtype)
+        _run(b, name, _rows(y), y.dtype, tuple(_words(a) for a in args), (y,))
+        return y
+
+    return kernel
+
+
+def logsumexp(b: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
+    if not _full(x) or infer.axes_tuple(axis, x.ndim) != (x.ndim - 1,):
+        return NotImplemented
+    y = np.empty(infer.reduced(x.shape, (x.ndim - 1,), keepdims), F32)
+    _run(b, "logsumexp", _rows(x), F32, (_words(x),), (y,))
+    return y
+
+
+def _targets(logits: Any, targets: Any) -> Any:
+    """As the kernels take them; None if one is out of range, for numpy's kernel to say so."""
+    if targets.min() < 0 or targets.max() >= logits.shape[-1]:
+        return None
+    return np.ascontiguousarray(targets, dtype=np.int32)
+
+
+def cross_entropy(b: Any, logits: Any, targets: Any) -> Any:
+    if not _full(logits) or (hits := _targets(logits, targets)) is None:
+        return NotImplemented
+    y = np.empty(targets.shape, F32)
+    _run(b, "cross_entropy", _rows(logits), F32, (_words(logits), hits), (y,))
+    return y
+
+
+def cross_entropy_grad(b: Any, logits: Any, targets: Any, g: Any) -> Any:
+    if not _full(logits, g) or (hits := _targets(logits, targets)) is None:
+        return NotImplemented
+    y = np.empty(logits.shape, F32)
+    _run(b, "cross_entropy_grad", _rows(logits), F32, (_words(logits), hits, _words(g)), (y,))
+    return y
+
+
+def topk(b: Any, x: Any, *, k: int) -> Any:
+    if not _full(x):
+        return NotImplemented
+    values, places = np.empty((*x.shape[:-1], k), F32), np.empty((*x.shape[:-1], k), np.int32)
+    _run(b, "topk", _rows(x), F32, (_words(x),), (values, places), (), (k,))
+    return values, places
+
+
+def rope(b: Any, x: Any, cos: Any, sin: Any, *, interleaved: bool) -> Any:
+    if not _stored(x) or not cos.size:
+        return NotImplemented
+    y = np.empty(x.shape, x.dtype)
+    settings = (cos.size, x.shape[2], cos.shape[-1], interleaved)
+    _run(b, "rope", _rows(x), x.dtype, (_words(x), _wide(cos), _wide(sin)), (y,), (), settings)
+    return y
+
+
+# norms
+
+
+def rms_norm(b: Any, x: Any, weight: Any, *, eps: float) -> Any:
+    if not _stored(x):
+        return NotImplemented
+    y = np.empty(x.shape, x.dtype)
+    rounded = weight if weight.dtype == x.dtype else weight.astype(x.dtype)  # as the body does
+    _run(b, "rms_norm", _rows(x), x.dtype, (_words(x), _wide(rounded)), (y,), (eps,))
+    return y
+
+
+def rms_norm_grad(b: Any, x: Any, weight: Any, g: Any, *, eps: float) -> Any:
+    if not _full(x, weight, g):
+        return NotImplemented
+    dx, dw = np.empty(x.shape, F32), np.empty(weight.shape, F32)
+    _run(b, "rms_norm_grad", _rows(x), F32, (_words(x), _words(weight), _words(g)), (dx, dw), (eps,))
+    return dx, dw
+
+
+def layer_norm(b: Any, x: Any, weight: Any, bias: Any, *, eps: float) -> Any:
+    if not _stored(x):
+        return NotImplemented
+    y = np.empty(x.shape, x.dtype)
+    _run(b, "layer_norm", _rows(x), x.dtype, (_words(x), _wide(weight), _wide(bias)), (y,), (eps,))
+    return y
+
+
+def batch_norm(b: Any, x: Any, mean: Any, var: Any, weight: Any, bias: Any, *, eps: float) -> Any:
+    if not _stored(x):
+        return NotImplemented
+    y = np.empty(x.shape, x.dtype)
+    statistics = tuple(_wide(a) for a in (mean, var, weight, bias))
+    _run(b, "batch_norm", _rows(x), x.dtype, (_words(x), *statistics), (y,), (eps,))
+    return y
+
+
+def batch_norm_train(b: Any, x: Any, weight: Any, bias: Any, *, eps: float) -> Any:
+    """Group norm of one sample whose groups are the channels."""
+    if not _stored(x):
+        return NotImplemented
+    channels = x.shape[-1]
+    y, mean, var = np.empty(x.shape, x.dtype), np.empty(channels, F32), np.empty(channels, F32)
+    inputs = (_words(x), _wide(weight), _wide(bias))
+    _run(b, "group_norm", _rows(x), x.dtype, inputs, (y, mean, var), (eps,), (1, channels, 0))
+    return y, mean, var
+
+
+def group_norm(b: Any, x: Any, weight: Any, bias: Any, *, groups: int, eps: float, activation: str | None) -> Any:
+    if not _stored(x):
+        return NotImplemented
+    y = np.empty(x.shape, x.dtype)
+    inputs = (_words(x), _wide(weight), _wide(bias))
+    _run(b, "group_norm", _rows(x), x.dtype, inputs, (y, None, None), (eps,), (x.shape[0], groups, CODES[activation]))
+    return y
+
+
+def group_norm_grad(b: Any, x: Any, weight: Any, g: Any, *, groups: int, eps: float) -> Any:
+    if not _full(x, g):
+        return NotImplemented
+    dx, dw, db = (np.empty(s, F32) for s in (x.shape, x.shape[-1:], x.shape[-1:]))
+    inputs = (_words(x), _wide(weight), _words(g))
+    if groups == 1 and x.ndim == 2:  # layer norm
+        _run(b, "layer_norm_grad", _rows(x), F32, inputs, (dx, dw, db), (eps,))
+    else:
+        _run(b, "group_norm_grad", _rows(x), F32, inputs, (dx, dw, db), (eps,), (x.shape[0], groups))
+    return dx, dw, db
+
+
+# sums over leading axes, or over all but the first and the last
+
+
+def sum_(b: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
+    if x.size < SMALL or not _full(x) or not x.flags.c_contiguous:
+        return NotImplemented
+    axes = infer.axes_tuple(axis, x.ndim)
+    if not axes or axes[-1] == x.ndim - 1 or axes != tuple(range(axes[0], axes[-1] + 1)):
+        return NotImplemented
+    outer, columns = math.prod(x.shape[: axes[0]]), math.prod(x.shape[axes[-1] + 1 :])
+    y = np.empty(infer.reduced(x.shape, axes, keepdims), F32)
+    _run(b, "column_sums", (x.size // columns, columns), F32, (x,), (y,), (), (outer,))
+    return y
+
+
+def mean(b: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
+    total = sum_(b, x, axis=axis, keepdims=keepdims)
+    return total if total is NotImplemented else np.divide(total, np.float32(x.size // total.size), out=total)
+
+
+KERNELS: Kernels = {
+    **{name: _unary(name) for name in UNARY},
+    **{name: _binary(name) for name in BINARY},
+    **{name: _along_rows(name) for name in ("softmax", "softmax_grad", "log_softmax", "log_softmax_grad")},
+    "activation_grad": activation_grad, "swiglu": swiglu, "swiglu_grad": swiglu_grad, "where": where, "cast": cast,
+    "adamw_step": adamw_step, "uniform": uniform, "dropout": dropout, "logsumexp": logsumexp,
+    "cross_entropy": cross_entropy, "cross_entropy_grad": cross_entropy_grad, "topk": topk, "rope": rope,
+    "rms_norm": rms_norm, "rms_norm_grad": rms_norm_grad, "layer_norm": layer_norm, "batch_norm": batch_norm,
+    "batch_norm_train": batch_norm_train, "group_norm": group_norm, "group_norm_grad": group_norm_grad, "sum": sum_,
+    "mean": mean,
+}  # fmt: skip
