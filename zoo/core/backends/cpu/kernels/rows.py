@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from zoo.core.backends.cpu.kernels.common import CODES, F32, Kernels
-from zoo.core.dtype import bfloat16, float16
+from zoo.core.backends.cpu.kernels.common import CODES, F32, Kernels, bits
+from zoo.core.backends.cpu.kernels.common import WEIGHTS as STORAGE
+from zoo.core.dtype import HALVES
 from zoo.core.prims import infer
 from zoo.core.stats import count
 
-STORAGE = {F32: 0, bfloat16: 1, float16: 2}  # as numbered in csrc/rows/table.h
 UNARY = {name: code for name, code in CODES.items() if name} | {"exp": len(CODES)}
 BINARY = {"add": 0, "sub": 1, "mul": 2, "div": 3, "maximum": 4, "minimum": 5}
 SMALL = 4096  # values; numpy's adds and products of fewer take less than a call
@@ -27,10 +27,7 @@ LARGEST = float(np.finfo(F32).max)
 
 def _words(x: Any) -> Any:
     """x in one run, half precision as 16-bit words."""
-    if x is None:
-        return None
-    x = x if x.flags.c_contiguous else np.ascontiguousarray(x)
-    return x if x.dtype is F32 else x.view(np.uint16)
+    return None if x is None else bits(x if x.flags.c_contiguous else np.ascontiguousarray(x))
 
 
 def _wide(x: Any) -> Any:
@@ -38,21 +35,23 @@ def _wide(x: Any) -> Any:
     return None if x is None else np.ascontiguousarray(x, dtype=F32)
 
 
-def _full(*arrays: Any) -> bool:
-    """Whether all are float32, aligned, and hold something."""
-    return all(a.dtype is F32 and a.size and a.flags.aligned for a in arrays)
-
-
 def _stored(*arrays: Any) -> bool:
-    """Whether all are of one dtype that kernels load, aligned, and hold something."""
+    """Whether all are arrays of one dtype that kernels load, aligned, and hold something."""
     dtype = arrays[0].dtype
-    return dtype in STORAGE and all(a.dtype == dtype and a.size and a.flags.aligned for a in arrays)
+    return dtype in STORAGE and all(
+        isinstance(a, np.ndarray) and a.dtype == dtype and a.size and a.flags.aligned for a in arrays
+    )
+
+
+def _full(*arrays: Any) -> bool:
+    """As _stored, in float32."""
+    return all(a.dtype is F32 and _stored(a) for a in arrays)
 
 
 def _run(b: Any, op: str, shape: Any, dtype: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...],
          numbers: tuple[float, ...] = (), settings: tuple[int, ...] = ()) -> None:  # fmt: skip
     """`shape`: (rows, columns)."""
-    outs = tuple(o if o is None or (o.dtype.kind != "V" and o.dtype != float16) else o.view(np.uint16) for o in outputs)
+    outs = tuple(bits(o) if o is not None and o.dtype in HALVES else o for o in outputs)
     b.native.rows(op, shape[0], shape[1], STORAGE[dtype], inputs, outs, numbers, settings)
     count(f"cpu.{op}")
 
