@@ -294,3 +294,84 @@ def test_tuning_a_convolution(monkeypatch, tmp_path, rng):
     monkeypatch.setenv("ZOO_TUNE", "yes")
     with pytest.raises(ZooError, match="ZOO_TUNE"):
         CpuBackend()
+
+
+# ---- each channel by itself, and backwards
+
+
+def whole(rng, *shape):
+    """Whole numbers, whose sums are exact in any order, with NaN on both sides in memory."""
+    numbers = normal(rng, *shape)
+    numbers[...] = rng.integers(-2, 3, shape)
+    return numbers
+
+
+def agree(cpu, name, *args, **attrs):
+    expected = REFERENCE.bind(TABLE[name], list(args), attrs)
+    before = stats().get("cpu.conv_f32", 0)
+    found = cpu.bind(TABLE[name], list(args), attrs)
+    assert stats()["cpu.conv_f32"] == before + 1
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("channels", [2, 6, 17, 40])
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 5), (2, 2)])
+def test_depthwise(isa, rng, channels, kernel, restore_threads):
+    cpu = CpuBackend()
+    x, w, bias = whole(rng, 2, 11, 27, channels), whole(rng, channels, *kernel, 1), whole(rng, channels)
+    paddings = [((0, 0), (0, 0)), ((1, 1), (2, 1)), ((-1, 0), (0, -2)), ((3, 2), (0, 5))]
+    for threads, padding in enumerate(paddings, 1):
+        native.set_threads(threads)
+        for stride, dilation in [((1, 1), (1, 1)), ((2, 1), (1, 2)), ((2, 3), (2, 1))]:
+            attrs = {"stride": stride, "padding": padding, "dilation": dilation, "groups": channels}
+            for flip in (False, True):
+                agree(cpu, "conv", x, w, input_dilation=(1, 1), flip=flip, **attrs)
+                agree(cpu, "conv", x[:, ::-1], w, input_dilation=(2, 1), flip=flip, **attrs)
+            y = cpu.bind(TABLE["conv"], [x, w], attrs | {"input_dilation": (1, 1), "flip": False})
+            residual = whole(rng, *y.shape)
+            agree(cpu, "conv_bias_act", x, w, bias, residual, activation="relu", **attrs)
+
+
+def test_depthwise_multiplies_the_border_too(isa, rng):
+    x, w = whole(rng, 1, 9, 12, 5), whole(rng, 5, 3, 3, 1)
+    w[2, 0, 1] = np.inf
+    x[0, 4, 4, 3] = np.nan
+    attrs = settings((1, 1, 1, 1)) | {"groups": 5}
+    agree(CpuBackend(), "conv", x, w, **attrs)
+
+
+@pytest.mark.parametrize("channels, outputs", [(1, 3), (20, 50), (40, 16), (800, 5), (512, 3)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_every_pixel_adds_to_its_surroundings(isa, rng, channels, outputs, flip):
+    cpu = CpuBackend()
+    x, w = whole(rng, 4, 5, 6, channels), whole(rng, outputs, 3, 2, channels)
+    for spread, dilation in [((2, 2), (1, 1)), ((1, 3), (2, 1)), ((3, 2), (1, 2))]:
+        for padding in [((2, 2), (1, 1)), ((0, 3), (-1, 2)), ((5, 0), (0, 0))]:
+            attrs = {"stride": (1, 1), "padding": padding, "dilation": dilation, "input_dilation": spread}
+            agree(cpu, "conv", x, w, groups=1, flip=flip, **attrs)
+            memory = np.full(4 * 8 * 9 * outputs + 66, GUARD, np.float32)
+            out, by_channel = memory[33:-33].reshape(4, 8, 9, outputs), np.ascontiguousarray(w.transpose(3, 1, 2, 0))
+            native.conv_scatter(x, by_channel, out, spread, (padding[0][0], padding[1][0]), dilation, flip)
+            assert (memory[:33] == GUARD).all() and (memory[-33:] == GUARD).all() and np.isfinite(out).all()
+
+
+def test_wide_borders_are_not_multiplied(isa, rng):
+    """The gradient in x of small pictures under large kernels: nothing lies between the pixels, but much around."""
+    x, w = whole(rng, 6, 4, 4, 24), whole(rng, 20, 5, 5, 24)
+    attrs = settings((4, 4, 4, 4)) | {"flip": True}
+    agree(CpuBackend(), "conv", x, w, **attrs)
+
+
+def test_wrong_arguments_are_refused():
+    zeros = lambda *shape: np.zeros(shape, np.float32)  # noqa: E731
+    x, w = zeros(4, 5, 5, 2), zeros(2, 3, 3, 6)
+    for bad in [(zeros(4, 5, 5, 3), w, zeros(4, 7, 7, 6)), (x, w, zeros(3, 7, 7, 6)), (x, w, zeros(4, 7, 7, 5)),
+                (x[:, ::2], w, zeros(4, 7, 7, 6))]:  # fmt: skip
+        with pytest.raises(ValueError):
+            native.conv_scatter(*bad, (1, 1), (2, 2), (1, 1), False)
+    with pytest.raises(ValueError, match="3x3"):
+        native.conv(x, zeros(6, 5, 5, 2), zeros(4, 1, 1, 6), winograd=2)
+    with pytest.raises(ValueError, match="stride"):
+        native.conv(x, zeros(6, 3, 3, 2), zeros(4, 2, 2, 6), stride=(2, 2), winograd=4)
+    with pytest.raises(ValueError, match="tiles"):
+        native.conv(x, zeros(6, 3, 3, 2), zeros(4, 3, 3, 6), winograd=3)

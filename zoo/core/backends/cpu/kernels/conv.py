@@ -19,11 +19,36 @@ from zoo.core.stats import count
 
 def conv(b: Any, x: Any, w: Any, *, stride: Any, padding: Any, dilation: Any, input_dilation: Any, groups: int,
          flip: bool) -> Any:  # fmt: skip
+    if _scatters(x, w, stride, padding, dilation, input_dilation, groups):
+        return _scatter(b, x, w, padding, dilation, input_dilation, flip)
     if max(input_dilation) > 1:
         if not usable(x):
             return NotImplemented
         x = _spread(x, input_dilation)
     return _conv(b, x, w, None, None, stride, padding, dilation, groups, flip, None)
+
+
+def _scatters(x: Any, w: Any, stride: Any, padding: Any, dilation: Any, input_dilation: Any, groups: int) -> bool:
+    """May every pixel of x add its products to its surroundings, and does that pay? It spares the zeros between pixels
+    and around them; images are its tasks, so there should be some."""
+    if type(w) is Packed or not usable(x, w) or x.ndim != 4 or groups > 1 or max(stride) > 1 or x.shape[0] < 4:
+        return False
+    if 0 in x.shape or 0 in w.shape:
+        return False
+    pixels, outputs = x.shape[1] * x.shape[2], 1
+    for n, k, p, d, i in zip(x.shape[1:3], w.shape[1:3], padding, dilation, input_dilation, strict=True):
+        outputs *= window_out(n, k, 1, *p, d, i)
+    return outputs > 1.5 * pixels
+
+
+def _scatter(b: Any, x: Any, w: Any, padding: Any, dilation: Any, input_dilation: Any, flip: bool) -> np.ndarray:
+    settings = zip(x.shape[1:3], w.shape[1:3], padding, dilation, input_dilation, strict=True)
+    out = np.empty((x.shape[0], *(window_out(n, k, 1, *p, d, i) for n, k, p, d, i in settings), w.shape[0]), F32)
+    by_channel = np.ascontiguousarray(w.transpose(3, 1, 2, 0))  # the weight as it is, where this is a gradient
+    pad = tuple(lo for lo, _ in padding)
+    b.native.conv_scatter(np.ascontiguousarray(x), by_channel, out, tuple(input_dilation), pad, tuple(dilation), flip)
+    count("cpu.conv_f32")
+    return out
 
 
 def conv_bias_act(b: Any, x: Any, w: Any, bias: Any, residual: Any, *, stride: Any, padding: Any, dilation: Any,

@@ -64,6 +64,23 @@ void conv(nb::handle x_, nb::handle w_, nb::handle out_, nb::handle bias, nb::ha
     run(kernels().conv->conv, c);
 }
 
+void conv_scatter(nb::handle x_, nb::handle w_, nb::handle out_, Pair spread, Pair pad, Pair dilation, bool flip) {
+    const Array x(x_, "x"), w(w_, "w"), out(out_, "out", true);
+    check(x && w && out && x.nd == 4 && w.nd == 4 && out.nd == 4, "x, w and out need four axes");
+    check(x.contiguous() && w.contiguous() && out.contiguous(), "x, w and out must be contiguous");
+    check(x.shape[3] == w.shape[0] && out.shape[3] == w.shape[3] && out.shape[0] == x.shape[0], "the shapes do not fit");
+    check(w.size() > 0, "a convolution needs at least one weight");
+    Scatter s{};
+    s.batch = x.shape[0], s.channels = w.shape[0], s.outputs = w.shape[3], s.flip = flip;
+    s.x = x.data, s.w = w.data, s.y = out.data;
+    for (int i : {0, 1}) {
+        s.size[i] = x.shape[i + 1], s.kernel[i] = w.shape[i + 1], s.out[i] = out.shape[i + 1];
+        s.spread[i] = spread[i], s.dilation[i] = dilation[i], s.pad[i] = pad[i];
+        check(spread[i] >= 1 && dilation[i] >= 1, "spread and dilation start at 1");
+    }
+    run(kernels().conv->scatter, s);
+}
+
 void pack_conv(nb::handle w_, nb::handle out_, i64 groups, bool flip, int winograd) {
     const Array w(w_, "w"), out(out_, "out", true);
     check(w && out && w.nd == 4 && out.nd == 1 && out.contiguous(), "w needs four axes, out one");
@@ -85,6 +102,8 @@ void bind_conv(nb::module_& m) {
           nb::arg("pad") = Pair{0, 0}, nb::arg("dilation") = Pair{1, 1}, nb::arg("groups") = 1, nb::arg("flip") = false,
           nb::arg("packed_shape") = std::array<i64, 4>{-1, 0, 0, 0}, nb::arg("winograd") = 0,
           "x (N, H, W, C), w (O, h, w, C/groups) or packed -> out (N, H', W', O).");
+    m.def("conv_scatter", conv_scatter, nb::arg("x"), nb::arg("w"), nb::arg("out"), nb::arg("spread"), nb::arg("pad"),
+          nb::arg("dilation"), nb::arg("flip"), "x (N, H, W, C), w (C, h, w, O) -> out (N, H', W', O): every pixel adds to its surroundings.");
     m.def("pack_conv", pack_conv, nb::arg("w"), nb::arg("out"), nb::arg("groups") = 1, nb::arg("flip") = false,
           nb::arg("winograd") = 0);
 }

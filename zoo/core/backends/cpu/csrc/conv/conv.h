@@ -215,11 +215,11 @@ void k_major_task(void* context, i64 index) {
     const KMajorJob& job = *static_cast<const KMajorJob*>(context);
     const Conv& c = *job.c;
     const i64 part = index % job.parts, mi = index / job.parts, line = c.kernel[1], lines = c.channels * c.kernel[0];
-    const bool in_place = 2 * job.run >= MR && line <= BLOCK;
+    const bool in_place = 3 * job.run >= MR && line <= BLOCK;
     const Panels panels(in_place ? job.run : job.rows);  // of each run, or of all
     const i64 all = in_place ? panels.count * (job.rows / job.run) : panels.count;
     const i64 p0 = all * mi / job.m, p1 = all * (mi + 1) / job.m, panels_n = divide_up(c.outputs, NR);
-    const bool plain_g = c.outputs % NR == 0 && c.w_stride[2] == c.outputs && c.w_stride[1] == line * c.outputs &&
+    const bool plain_g = c.w_stride[2] == c.outputs && c.w_stride[1] == line * c.outputs &&
                          c.w_stride[3] == c.kernel[0] * line * c.outputs;
     float* const a = scratch(SLOT_A, (AR + panels_n * NR) * BLOCK + W);
     float* const b = a + AR * BLOCK + W;
@@ -234,12 +234,14 @@ void k_major_task(void* context, i64 index) {
             if (++w == line) w = 0, h++;  // counted, since a division costs as much as a row of the product
             if (h == c.kernel[0]) h = 0, n++;
         }
-        for (i64 p = 0; p < panels_n && !plain_g; p++)
+        // g as it is, though a panel reads past its outputs: from the next row, which is there but for the last rows
+        const bool whole = plain_g && (c.outputs % NR == 0 || (kb + kc - 1) * c.outputs + panels_n * NR <= lines * line * c.outputs);
+        for (i64 p = 0; p < panels_n && !whole; p++)
             for (i64 k = 0; k < kc; k++)
                 UNROLL for (int j = 0; j < NR; j += W)
                     store(b + (p * kc + k) * NR + j, load_first(c.w + g_at[k] + p * NR + j, at_least(c.outputs - p * NR - j, 0)));
         Sweep s{};
-        s.b = plain_g ? c.w + kb * c.outputs : b, s.b_panel = plain_g ? NR : kc * NR, s.b_k = plain_g ? c.outputs : NR;
+        s.b = whole ? c.w + kb * c.outputs : b, s.b_panel = whole ? NR : kc * NR, s.b_k = whole ? c.outputs : NR;
         s.n1 = c.outputs;
         s.c_m = c.outputs;
         s.first = kb == k0;

@@ -16,6 +16,7 @@ void conv(const Conv& given) {
     if (c.winograd == 4) return winograd<4>(c);
     if (c.winograd == 2) return winograd<2>(c);
     if (c.k_major) return conv_k_major(c, need);
+    if (is_depthwise(c)) return depthwise(c);
 
     if (!c.packed) {
         float* const packed = scratch(SLOT_B, c.groups * divide_up(outputs, NR) * NR * K);

@@ -14,10 +14,14 @@ namespace {
 
 #include "winograd.h"
 
+#include "depthwise.h"
+
+#include "scatter.h"
+
 #include "door.h"
 }  // namespace
 
 extern const ConvKernels FAMILY_TABLE(conv);
-constexpr ConvKernels FAMILY_TABLE(conv) = {pack_conv, conv};
+constexpr ConvKernels FAMILY_TABLE(conv) = {pack_conv, conv, conv_scatter};
 
 }  // namespace zoo

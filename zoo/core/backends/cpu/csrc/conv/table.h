@@ -23,9 +23,18 @@ struct Conv {
     int activation;
 };
 
+// y[n, h * spread - k * dilation + pad, o] += x[n, h, c] * w[c, k, o] for all n, h, k, c, from zero; all contiguous.
+struct Scatter {
+    i64 batch, size[2], channels, outputs, kernel[2], out[2], spread[2], dilation[2], pad[2];
+    bool flip;
+    const float *x, *w;
+    float* y;
+};
+
 struct ConvKernels {
     void (*pack)(const Conv&, float* packed);
     void (*conv)(const Conv&);
+    void (*scatter)(const Scatter&);
 };
 
 }  // namespace zoo

@@ -222,8 +222,10 @@ void winograd(const Conv& c) {
     WinogradJob job{&c, u, divide_up(c.out[0], M), divide_up(c.out[1], M), 1, 1, 0, 0};
     const i64 tiles = job.tiles(), threads_ = threads();
     job.columns = at_most(panels_n * NR, divide_up(128, NR) * NR);
-    const i64 fit = L2_FLOATS / (T * T * (c.channels + job.columns));
-    job.block = at_most(at_least(fit, 2 * MR), 16 * MR);
+    const i64 fit = L2_FLOATS / (T * T * (c.channels + job.columns)), u_size = T * T * panels_n * NR * c.channels;
+    // where U does not stay in L3 either, it is worth V and sums that leave L2 (1.1 to 1.4 times)
+    const i64 many = u_size > 4 << 20 ? at_most(8 * MR, (4 << 20) / (T * T * c.channels)) : 0;
+    job.block = at_most(at_least(at_least(fit, many), 2 * MR), 16 * MR);
     const i64 worth = at_least(1, 2 * tiles * T * T * c.outputs * c.channels / 1000000);
     if (tiles >= 2 * MR * threads_) {
         job.m = at_most(worth, divide_up(divide_up(tiles, job.block), threads_) * threads_);
