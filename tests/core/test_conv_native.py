@@ -11,7 +11,8 @@ import threading
 import numpy as np
 import pytest
 
-from zoo.core.errors import ZooError
+from zoo.core.dtype import bfloat16, float16
+from zoo.core.errors import OpError, ZooError
 from zoo.core.prims import TABLE
 from zoo.core.stats import stats
 
@@ -375,3 +376,42 @@ def test_wrong_arguments_are_refused():
         native.conv(x, zeros(6, 3, 3, 2), zeros(4, 2, 2, 6), stride=(2, 2), winograd=4)
     with pytest.raises(ValueError, match="tiles"):
         native.conv(x, zeros(6, 3, 3, 2), zeros(4, 3, 3, 6), winograd=3)
+
+
+# ---- half precision
+
+
+@pytest.mark.parametrize("dtype", [bfloat16, float16])
+@pytest.mark.parametrize("kernel, groups", [((3, 3), 1), ((1, 1), 1), ((2, 3), 2)])
+def test_weights_in_half_precision_are_widened_as_they_are_read(isa, rng, monkeypatch, dtype, kernel, groups):
+    monkeypatch.setenv("ZOO_OFF", "winograd")
+    cpu = CpuBackend()
+    x, w, bias = whole(rng, 2, 9, 13, 36), whole(rng, 70, *kernel, 36 // groups), whole(rng, 70)
+    attrs = {"stride": (1, 1), "padding": ((1, 1), (0, 2)), "dilation": (1, 1), "groups": groups, "activation": "relu"}
+    expected = REFERENCE.bind(TABLE["conv_bias_act"], [x, w, bias, None], attrs)
+    packed = cpu.pack(w.astype(dtype), "conv", groups)
+    assert packed.dtype == dtype and packed.buffer.itemsize == 2
+    np.testing.assert_array_equal(packed.unpack(), w.astype(dtype))
+    before = stats().get("cpu.packed_weight", 0)
+    found = cpu.bind(TABLE["conv_bias_act"], [x, packed, bias, None], attrs)
+    assert stats()["cpu.packed_weight"] == before + 1
+    np.testing.assert_array_equal(found, expected)
+    for weight in (packed, w.astype(dtype)):
+        found = cpu.bind(TABLE["conv_bias_act"], [x.astype(dtype), weight, bias.astype(dtype), None], attrs)
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, expected.astype(dtype))
+
+
+def test_transformed_weights_of_half_precision(isa, rng):
+    x, w = normal(rng, 2, 32, 32, 64), normal(rng, 64, 3, 3, 64).astype(bfloat16)
+    cpu = CpuBackend()
+    expected = in_float64(x, w.astype(np.float32), (1, 1, 1, 1))
+    before = stats().get("cpu.winograd", 0)
+    for weight in (w, cpu.pack(w, "conv")):
+        np.testing.assert_allclose(conv(cpu, x, weight), expected, atol=2e-3)
+    assert stats()["cpu.winograd"] == before + 2
+
+
+def test_what_is_depthwise_is_not_packed(rng):
+    with pytest.raises(OpError, match="depthwise"):
+        CpuBackend().pack(whole(rng, 8, 3, 3, 1), "conv", 8)

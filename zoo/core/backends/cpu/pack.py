@@ -48,11 +48,13 @@ def pack(native: Any, weight: np.ndarray, kind: str, groups: int = 1) -> Packed:
     """Packs a weight for the instruction set in use.  Raises OpError for another dtype, shape or kind."""
     rank = weight.ndim - 2
     ranks = {"linear": (0,), "conv": (1, 2)}.get(kind, ())
-    dtypes = {"linear": (float32, bfloat16, float16), "conv": (float32,)}.get(kind, ())
-    if weight.dtype not in dtypes or rank not in ranks or 0 in weight.shape or groups < 1 or weight.shape[0] % groups:
+    known = weight.dtype in (float32, bfloat16, float16) and rank in ranks and 0 not in weight.shape
+    # the depthwise kernel reads a weight as it is; in panels it would be mostly zeros
+    if not known or groups < 1 or weight.shape[0] % groups or groups == weight.shape[0] > 1:
         raise OpError(
             f"it is {weight.dtype.name} {weight.shape}, in {groups} groups",
-            "(N, K) of float32, bfloat16 or float16 packs as 'linear'; (O, K, C) or (O, K, K, C) of float32 as 'conv'.",
+            "(N, K) of float32, bfloat16 or float16 packs as 'linear'; (O, K, C) or (O, K, K, C) as 'conv', if it is "
+            "not depthwise.",
             what=f"cannot pack a weight as {kind!r}",
         )
     weight = np.ascontiguousarray(weight)
@@ -63,7 +65,7 @@ def pack(native: Any, weight: np.ndarray, kind: str, groups: int = 1) -> Packed:
     if kind == "linear":
         native.pack_linear(weight.view(stored), buffer, stored is np.uint16)
     else:
-        native.pack_conv(as_2d(weight), buffer, groups)
+        native.pack_conv(as_2d(weight.view(stored)), buffer, groups, weight=int(stored is np.uint16))
     buffer.flags.writeable = False
     return Packed(weight.shape, kind, native.isa(), columns, buffer, groups, weight.dtype)
 

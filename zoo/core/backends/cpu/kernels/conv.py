@@ -1,4 +1,5 @@
-"""Convolutions of one and two spatial axes in float32.
+"""Convolutions of one and two spatial axes, computed in float32. Packed weights may be stored in bfloat16 or float16,
+which the micro-kernel widens; other arrays of half precision are widened here, and the result is rounded once.
 
 A 3x3 convolution at stride 1 may take Winograd's algorithm (winograd.py says when), whose results differ in
 the last bits (relative error up to 3e-6 instead of 2e-6), and in which a NaN or an infinity spreads, as NaN, to up to
@@ -11,39 +12,56 @@ from typing import Any
 import numpy as np
 
 from zoo.core.backends.cpu.kernels import tune, winograd
-from zoo.core.backends.cpu.kernels.common import CODES, F32, Kernels, contiguous, usable
+from zoo.core.backends.cpu.kernels.common import CODES, F32, WEIGHTS, Kernels, contiguous, usable
 from zoo.core.backends.cpu.pack import Packed, as_2d
+from zoo.core.dtype import HALVES
 from zoo.core.prims.contract import window_out
 from zoo.core.stats import count
 
 
 def conv(b: Any, x: Any, w: Any, *, stride: Any, padding: Any, dilation: Any, input_dilation: Any, groups: int,
          flip: bool) -> Any:  # fmt: skip
+    dtype, x, w = x.dtype, _wide(x), _wide(w)
     if _scatters(x, w, stride, padding, dilation, input_dilation, groups):
-        return _scatter(b, x, w, padding, dilation, input_dilation, flip)
-    if max(input_dilation) > 1:
-        if not usable(x):
-            return NotImplemented
-        x = _spread(x, input_dilation)
-    return _conv(b, x, w, None, None, stride, padding, dilation, groups, flip, None)
+        out = _scatter(b, x, w, padding, dilation, input_dilation, flip)
+    elif not usable(x):
+        return NotImplemented
+    else:
+        x = _spread(x, input_dilation) if max(input_dilation) > 1 else x
+        out = _conv(b, x, w, None, None, stride, padding, dilation, groups, flip, None)
+    return out if dtype is F32 or out is NotImplemented else out.astype(dtype)
+
+
+def conv_bias_act(b: Any, x: Any, w: Any, bias: Any, residual: Any, *, stride: Any, padding: Any, dilation: Any,
+                  groups: int, activation: str | None) -> Any:  # fmt: skip
+    after = (_wide(bias), _wide(residual), stride, padding, dilation, groups, False, activation)
+    out = _conv(b, _wide(x), _wide(w), *after)
+    return out if x.dtype is F32 or out is NotImplemented else out.astype(x.dtype)
+
+
+def _wide(array: Any) -> Any:
+    return array.astype(F32) if isinstance(array, np.ndarray) and array.dtype in HALVES else array
 
 
 def _scatters(x: Any, w: Any, stride: Any, padding: Any, dilation: Any, input_dilation: Any, groups: int) -> bool:
     """May every pixel of x add its products to its surroundings, and does that pay? It spares the zeros between pixels
-    and around them; images are its tasks, so there should be some."""
+    and around them (an infinite weight makes no NaN of those, as it does in numpy); images are its tasks, so there
+    should be some."""
     if type(w) is Packed or not usable(x, w) or x.ndim != 4 or groups > 1 or max(stride) > 1 or x.shape[0] < 4:
         return False
     if 0 in x.shape or 0 in w.shape:
         return False
     pixels, outputs = x.shape[1] * x.shape[2], 1
     for n, k, p, d, i in zip(x.shape[1:3], w.shape[1:3], padding, dilation, input_dilation, strict=True):
-        outputs *= window_out(n, k, 1, *p, d, i)
+        outputs *= window_out(n, k, 1, p[0], p[1], d, i)
     return outputs > 1.5 * pixels
 
 
 def _scatter(b: Any, x: Any, w: Any, padding: Any, dilation: Any, input_dilation: Any, flip: bool) -> np.ndarray:
     settings = zip(x.shape[1:3], w.shape[1:3], padding, dilation, input_dilation, strict=True)
-    out = np.empty((x.shape[0], *(window_out(n, k, 1, *p, d, i) for n, k, p, d, i in settings), w.shape[0]), F32)
+    out = np.empty(
+        (x.shape[0], *(window_out(n, k, 1, p[0], p[1], d, i) for n, k, p, d, i in settings), w.shape[0]), F32
+    )
     by_channel = np.ascontiguousarray(w.transpose(3, 1, 2, 0))  # the weight as it is, where this is a gradient
     pad = tuple(lo for lo, _ in padding)
     b.native.conv_scatter(np.ascontiguousarray(x), by_channel, out, tuple(input_dilation), pad, tuple(dilation), flip)
@@ -51,26 +69,27 @@ def _scatter(b: Any, x: Any, w: Any, padding: Any, dilation: Any, input_dilation
     return out
 
 
-def conv_bias_act(b: Any, x: Any, w: Any, bias: Any, residual: Any, *, stride: Any, padding: Any, dilation: Any,
-                  groups: int, activation: str | None) -> Any:  # fmt: skip
-    return _conv(b, x, w, bias, residual, stride, padding, dilation, groups, False, activation)
-
-
 def _conv(b: Any, x: Any, w: Any, bias: Any, residual: Any, stride: Any, padding: Any, dilation: Any, groups: int,
           flip: bool, activation: str | None) -> Any:  # fmt: skip
-    rank = len(stride)
-    if rank > 2 or not usable(x, w, bias, residual) or activation not in CODES or 0 in x.shape or 0 in w.shape:
+    rank, packed = len(stride), type(w) is Packed
+    if (
+        rank > 2
+        or not (packed or usable(w))
+        or not usable(x, bias, residual)
+        or activation not in CODES
+        or 0 in x.shape
+        or 0 in w.shape
+    ):
         return NotImplemented
     settings = zip(x.shape[1:-1], w.shape[1:-1], stride, padding, dilation, strict=True)
     shape = (x.shape[0], *(window_out(n, k, s, p[0], p[1], d) for n, k, s, p, d in settings), w.shape[0])
     out = np.empty(shape, F32)
-    packed = type(w) is Packed
     if packed and (flip or not w.fits(b.isa, "conv", groups)):
         return NotImplemented
     pad = tuple(lo for lo, _ in padding)
     if rank == 1:
         stride, dilation, pad = (1, *stride), (1, *dilation), (0, *pad)
-    weight_shape, weight = (-1, 0, 0, 0), as_2d(w) if not packed else w.buffer
+    weight_shape, weight, stored = (-1, 0, 0, 0), as_2d(w) if not packed else w.buffer, WEIGHTS[w.dtype]
     if packed:
         weight_shape = w.shape if rank == 2 else (w.shape[0], 1, *w.shape[1:])
         count("cpu.packed_weight")
@@ -79,14 +98,13 @@ def _conv(b: Any, x: Any, w: Any, bias: Any, residual: Any, stride: Any, padding
     if "winograd" not in b.off and winograd.fits(x, w, stride, dilation, groups):
         tile = _tile(b, x, w, out, pad, flip)
         if tile and packed:
-            form = b.forms.get(w, tile)
-            if form is None:
-                weight, weight_shape = w.unpack(), (-1, 0, 0, 0)
-            else:
-                weight = form
+            weight, stored = b.forms.get(w, tile), WEIGHTS[F32]
+            if weight is None:
+                weight, weight_shape = _wide(w.unpack()), (-1, 0, 0, 0)
     b.native.conv(
-        as_2d(x), weight, as_2d(out), *after, tuple(stride), pad, tuple(dilation), groups, flip, weight_shape, tile
-    )
+        as_2d(x), weight, as_2d(out), *after, tuple(stride), pad, tuple(dilation), groups, flip, weight_shape, tile,
+        stored,
+    )  # fmt: skip
     count("cpu.conv_f32")
     if tile:
         count("cpu.winograd")
@@ -101,14 +119,12 @@ def _tile(b: Any, x: np.ndarray, w: Any, out: np.ndarray, pad: Any, flip: bool) 
 
         def candidates() -> dict[int, Any]:
             def run(tile: int) -> Any:
-                weight = w
-                if packed:
-                    weight = np.empty(winograd.Forms.size(w, tile, w.columns) // 4, F32) if tile else w.buffer
-                    if tile:
-                        b.native.pack_conv(w.unpack(), weight, winograd=tile)
+                weight, stored = w.buffer if packed else w, 0 if tile else WEIGHTS[w.dtype]
+                if packed and tile:
+                    weight = b.forms.make(w, tile)
                 given = w.shape if packed else (-1, 0, 0, 0)
                 return lambda: b.native.conv(
-                    x, weight, np.empty_like(out), None, None, 0, (1, 1), pad, (1, 1), 1, flip, given, tile
+                    x, weight, np.empty_like(out), None, None, 0, (1, 1), pad, (1, 1), 1, flip, given, tile, stored
                 )
 
             return {tile: run(tile) for tile in (winograd.DIRECT, *winograd.TILES)}

@@ -64,14 +64,19 @@ class Forms:
                 size = self.size(w, tile, w.columns)
                 if self.kept + size > self.budget:
                     return None
-                form = np.empty(size // 4, np.float32)
-                self.native.pack_conv(w.unpack(), form, winograd=tile)
+                form = self.make(w, tile)
                 if not forms:
                     weakref.finalize(w, self._gone, forms)
                 forms[tile] = form
                 self.kept += size
                 count("cpu.winograd_weight")
             return forms[tile]
+
+    def make(self, w: Packed, tile: int) -> np.ndarray:
+        """A new form of w, which is not kept."""
+        form = np.empty(self.size(w, tile, w.columns) // 4, np.float32)
+        self.native.pack_conv(w.unpack().astype(np.float32, copy=False), form, winograd=tile)
+        return form
 
     def _gone(self, forms: dict[int, np.ndarray]) -> None:
         self.kept -= sum(form.nbytes for form in forms.values())

@@ -27,13 +27,17 @@ void set_winograd(Conv& c, int tile) {
 }
 
 void conv(nb::handle x_, nb::handle w_, nb::handle out_, nb::handle bias, nb::handle residual, int activation, Pair stride, Pair pad,
-          Pair dilation, i64 groups, bool flip, std::array<i64, 4> packed_shape, int winograd) {
-    const Array x(x_, "x"), w(w_, "w"), out(out_, "out", true);
-    check(x && w && out && x.nd == 4 && out.nd == 4 && out.contiguous(), "x and out need four axes, and out must be contiguous");
+          Pair dilation, i64 groups, bool flip, std::array<i64, 4> packed_shape, int winograd, int weight) {
+    check(weight >= F32 && weight < WEIGHTS, "unknown kind of weight");
+    const bool half = weight != F32;
+    const Array x(x_, "x"), w(half ? nb::handle(Py_None) : w_, "w"), out(out_, "out", true);
+    const ArrayOf<uint16_t> w16(half ? w_ : nb::handle(Py_None), "w");
+    check(x && (w || w16) && out && x.nd == 4 && out.nd == 4 && out.contiguous(), "x and out need four axes, and out must be contiguous");
     Conv c{};
     c.batch = x.shape[0];
     const bool packed = packed_shape[0] >= 0;
-    if (!packed) check(w.nd == 4, "w needs four axes");
+    check(packed || (w && w.nd == 4), "w needs four axes and float32, if it is not packed");
+    check(!half || winograd == 0, "Winograd's algorithm takes float32");
     set_weight_shape(c, packed ? packed_shape.data() : w.shape, groups);
     check(c.channels == x.shape[3], "the weights do not fit the channels of x");
     check(out.shape[0] == c.batch && out.shape[3] == c.outputs, "out has the wrong shape");
@@ -50,8 +54,10 @@ void conv(nb::handle x_, nb::handle w_, nb::handle out_, nb::handle bias, nb::ha
         for (int i : {0, 1}) check(stride[i] == 1 && dilation[i] == 1, "Winograd's algorithm has no stride and no dilation");
     }
     if (packed) {
-        check(w.nd == 1 && w.contiguous() && w.shape[0] == packed_conv_size(c), "packed weights have the wrong size");
-        c.packed = w.data;
+        const auto fits = [&](const auto& w) { return w.nd == 1 && w.contiguous() && w.shape[0] == packed_conv_size(c); };
+        check(half ? fits(w16) : fits(w), "packed weights have the wrong size");
+        c.packed = half ? static_cast<const void*>(w16.data) : w.data;
+        c.weight = weight;
     } else {
         c.w = w.data;
         std::copy(w.stride, w.stride + 4, c.w_stride);
@@ -81,17 +87,23 @@ void conv_scatter(nb::handle x_, nb::handle w_, nb::handle out_, Pair spread, Pa
     run(kernels().conv->scatter, s);
 }
 
-void pack_conv(nb::handle w_, nb::handle out_, i64 groups, bool flip, int winograd) {
-    const Array w(w_, "w"), out(out_, "out", true);
+template <class T>
+void pack_of(nb::handle w_, nb::handle out_, i64 groups, bool flip, int winograd, int weight) {
+    const ArrayOf<T> w(w_, "w"), out(out_, "out", true);
     check(w && out && w.nd == 4 && out.nd == 1 && out.contiguous(), "w needs four axes, out one");
     Conv c{};
     set_weight_shape(c, w.shape, groups);
     set_winograd(c, winograd);
     check(out.shape[0] == packed_conv_size(c), "out has the wrong size");
-    c.w = w.data, c.flip = flip;
+    c.w = w.data, c.flip = flip, c.weight = weight;
     std::copy(w.stride, w.stride + 4, c.w_stride);
     nb::gil_scoped_release unlocked;
     kernels().conv->pack(c, out.data);
+}
+
+void pack_conv(nb::handle w, nb::handle out, i64 groups, bool flip, int winograd, int weight) {
+    check(weight >= F32 && weight < WEIGHTS && (weight == F32 || winograd == 0), "cannot pack this kind of weight so");
+    (weight == F32 ? pack_of<float> : pack_of<uint16_t>)(w, out, groups, flip, winograd, weight);
 }
 
 }  // namespace
@@ -100,12 +112,12 @@ void bind_conv(nb::module_& m) {
     m.def("conv", conv, nb::arg("x"), nb::arg("w"), nb::arg("out"), nb::arg("bias").none() = nb::none(),
           nb::arg("residual").none() = nb::none(), nb::arg("activation") = 0, nb::arg("stride") = Pair{1, 1},
           nb::arg("pad") = Pair{0, 0}, nb::arg("dilation") = Pair{1, 1}, nb::arg("groups") = 1, nb::arg("flip") = false,
-          nb::arg("packed_shape") = std::array<i64, 4>{-1, 0, 0, 0}, nb::arg("winograd") = 0,
+          nb::arg("packed_shape") = std::array<i64, 4>{-1, 0, 0, 0}, nb::arg("winograd") = 0, nb::arg("weight") = 0,
           "x (N, H, W, C), w (O, h, w, C/groups) or packed -> out (N, H', W', O).");
     m.def("conv_scatter", conv_scatter, nb::arg("x"), nb::arg("w"), nb::arg("out"), nb::arg("spread"), nb::arg("pad"),
           nb::arg("dilation"), nb::arg("flip"), "x (N, H, W, C), w (C, h, w, O) -> out (N, H', W', O): every pixel adds to its surroundings.");
     m.def("pack_conv", pack_conv, nb::arg("w"), nb::arg("out"), nb::arg("groups") = 1, nb::arg("flip") = false,
-          nb::arg("winograd") = 0);
+          nb::arg("winograd") = 0, nb::arg("weight") = 0);
 }
 
 }  // namespace zoo

@@ -11,9 +11,10 @@ constexpr i64 TILE = 256, TILE_FLOATS = 256 << 10;
 constexpr i64 TAPS = 256;  // segments of one pass over K
 
 // What a task computes: rows row0 .. row1 of output pixels (counted through all images), columns w0 .. w1 of each.
+template <class T>
 struct ConvJob {
     const Conv* c;
-    const float* packed;
+    const T* packed;
     i64 m, chunks, n;  // tasks over rows, columns, outputs
 };
 
@@ -102,8 +103,9 @@ i64 open_tile(const Conv& c, const Reading& r, i64 group, i64 row, i64 row1, flo
     return end;
 }
 
+template <class T>
 void conv_task(void* context, i64 index) {
-    const ConvJob& job = *static_cast<const ConvJob*>(context);
+    const ConvJob<T>& job = *static_cast<const ConvJob<T>*>(context);
     const Conv& c = *job.c;
     const i64 ni = index % job.n, chunk = index / job.n % job.chunks, mi = index / job.n / job.chunks % job.m;
     const i64 group = index / job.n / job.chunks / job.m, outputs = c.outputs / c.groups, panels_n = divide_up(outputs, NR);
@@ -115,7 +117,7 @@ void conv_task(void* context, i64 index) {
     const Panels panels(r.width);
     const bool gather = 2 * r.width < MR;  // too few neighbours to fill a panel: there im2col does pay
 
-    Sweep s{};
+    SweepOf<T> s{};
     s.b_panel = K * NR, s.b_k = NR;
     s.n0 = panels_n * ni / job.n * NR, s.n1 = at_most(outputs, panels_n * (ni + 1) / job.n * NR);
     s.c_m = c.outputs;
@@ -155,24 +157,26 @@ void conv_task(void* context, i64 index) {
 }
 
 // Panel `index` (of all groups) of the weights: [tap][channel][NR].
-void pack_conv_panel(const Conv& c, i64 index, float* to) {
+template <class T>
+void pack_conv_panel(const Conv& c, i64 index, T* to) {
     const i64 channels = c.channels / c.groups, outputs = c.outputs / c.groups, taps = c.kernel[0] * c.kernel[1];
     const i64 panels = divide_up(outputs, NR), group = index / panels, first = index % panels * NR;
     const i64 n = at_most(NR, outputs - first), *stride = c.w_stride;
-    const float* const w = c.w + (group * outputs + first) * stride[0];
+    const T* const w = static_cast<const T*>(c.w) + (group * outputs + first) * stride[0];
     const bool one_run = stride[3] == 1 && stride[2] == channels && stride[1] == c.kernel[1] * channels && !c.flip;
     if (one_run) return pack_panel(w, 1, stride[0], n, taps * channels, to);
     for (i64 tap = 0; tap < taps; tap++) {
         const i64 from = c.flip ? taps - 1 - tap : tap;
-        const float* const at = w + from / c.kernel[1] * stride[1] + from % c.kernel[1] * stride[2];
+        const T* const at = w + from / c.kernel[1] * stride[1] + from % c.kernel[1] * stride[2];
         pack_panel(at, stride[3], stride[0], n, channels, to + tap * channels * NR);
     }
 }
 
-void pack_direct(const Conv& c, float* packed) {
+template <class T>
+void pack_direct(const Conv& c, T* packed) {
     struct Job {
         const Conv* c;
-        float* packed;
+        T* packed;
     } job{&c, packed};
     parallel(divide_up(c.outputs / c.groups, NR) * c.groups, [](void* context, i64 index) {
         const Job& j = *static_cast<Job*>(context);
@@ -216,6 +220,7 @@ void k_major_task(void* context, i64 index) {
     const Conv& c = *job.c;
     const i64 part = index % job.parts, mi = index / job.parts, line = c.kernel[1], lines = c.channels * c.kernel[0];
     const bool in_place = 3 * job.run >= MR && line <= BLOCK;
+    const float* const g = static_cast<const float*>(c.w);
     const Panels panels(in_place ? job.run : job.rows);  // of each run, or of all
     const i64 all = in_place ? panels.count * (job.rows / job.run) : panels.count;
     const i64 p0 = all * mi / job.m, p1 = all * (mi + 1) / job.m, panels_n = divide_up(c.outputs, NR);
@@ -239,9 +244,9 @@ void k_major_task(void* context, i64 index) {
         for (i64 p = 0; p < panels_n && !whole; p++)
             for (i64 k = 0; k < kc; k++)
                 UNROLL for (int j = 0; j < NR; j += W)
-                    store(b + (p * kc + k) * NR + j, load_first(c.w + g_at[k] + p * NR + j, at_least(c.outputs - p * NR - j, 0)));
+                    store(b + (p * kc + k) * NR + j, load_first(g + g_at[k] + p * NR + j, at_least(c.outputs - p * NR - j, 0)));
         Sweep s{};
-        s.b = whole ? c.w + kb * c.outputs : b, s.b_panel = whole ? NR : kc * NR, s.b_k = whole ? c.outputs : NR;
+        s.b = whole ? g + kb * c.outputs : b, s.b_panel = whole ? NR : kc * NR, s.b_k = whole ? c.outputs : NR;
         s.n1 = c.outputs;
         s.c_m = c.outputs;
         s.first = kb == k0;

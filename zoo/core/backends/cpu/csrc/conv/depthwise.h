@@ -85,7 +85,7 @@ void depthwise(const Conv& c) {
     float* const w = scratch(SLOT_B, taps * c.channels);
     for (i64 tap = 0; tap < taps; tap++) {
         const i64 from = c.flip ? taps - 1 - tap : tap;
-        const float* const at = c.w + from / c.kernel[1] * c.w_stride[1] + from % c.kernel[1] * c.w_stride[2];
+        const float* const at = static_cast<const float*>(c.w) + from / c.kernel[1] * c.w_stride[1] + from % c.kernel[1] * c.w_stride[2];
         for (i64 k = 0; k < c.channels; k++) w[tap * c.channels + k] = at[k * c.w_stride[0]];
     }
     DepthwiseJob job{&c, w, at_least(1, at_most(rows, rows * c.out[1] * c.channels * taps / 250000))};

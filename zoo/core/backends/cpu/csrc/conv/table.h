@@ -1,5 +1,6 @@
 #pragma once
 #include "../common.h"
+#include "../gemm/table.h"
 
 namespace zoo {
 
@@ -15,9 +16,10 @@ struct Conv {
     int winograd;  // 0, or the outputs along one side of a tile, 2 or 4: then 3x3, stride, dilation and groups 1, x_stride[3] 1
     const float* x;
     i64 x_stride[4];
-    const float* w;  // not read if `packed` is set
+    int weight;       // what `packed`, or the w to be packed, is stored in; a w that is read by `conv` is float32
+    const void* w;    // not read if `packed` is set
     i64 w_stride[4];
-    const float* packed;  // [groups][outputs/groups/NR][kernel0 * kernel1 * channels/groups][NR], or as winograd.h says
+    const void* packed;  // [groups][outputs/groups/NR][kernel0 * kernel1 * channels/groups][NR], or as winograd.h says
     float* y;
     const float *bias, *residual;
     int activation;
@@ -32,7 +34,7 @@ struct Scatter {
 };
 
 struct ConvKernels {
-    void (*pack)(const Conv&, float* packed);
+    void (*pack)(const Conv&, void* packed);
     void (*conv)(const Conv&);
     void (*scatter)(const Scatter&);
 };

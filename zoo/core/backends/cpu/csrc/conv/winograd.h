@@ -213,7 +213,7 @@ template <int M>
 void winograd(const Conv& c) {
     constexpr int T = Winograd<M>::T;
     const i64 panels_n = divide_up(c.outputs, NR);
-    const float* u = c.packed;
+    const float* u = static_cast<const float*>(c.packed);
     if (!u) {
         float* const made = scratch(SLOT_B, T * T * panels_n * NR * c.channels);
         winograd_pack<M>(c, made);
