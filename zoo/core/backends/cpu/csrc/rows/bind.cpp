@@ -1,6 +1,8 @@
 #include "../array.h"
 #include "../dispatch.h"
 
+#include <algorithm>
+
 namespace zoo {
 namespace {
 
@@ -83,12 +85,34 @@ void rows(const char* name, i64 rows, i64 columns, int storage, nb::tuple in, nb
     run(kernels().rows->*op->kernel, job);
 }
 
+void windows(nb::handle x_, nb::handle y_, nb::handle g_, nb::handle dx_, std::array<i64, 2> window, std::array<i64, 2> stride,
+             std::array<i64, 2> pad, bool maximum) {
+    const Array x(x_, "x"), y(y_, "y", g_.is_none()), g(g_, "g"), dx(dx_, "dx", true);
+    check(x && y && x.nd == 4 && y.nd == 4 && x.contiguous() && y.contiguous(), "x and y must be contiguous, with four axes");
+    const auto like = [](const Array& a, const Array& b) {
+        return a.nd == 4 && a.contiguous() && std::equal(a.shape, a.shape + 4, b.shape);
+    };
+    check(bool(g) == bool(dx) && (!g || (like(g, y) && like(dx, x))), "g must be as y, and dx as x");
+    Windows w{};
+    w.batch = x.shape[0], w.channels = x.shape[3], w.x = x.data, w.y = y.data, w.g = g.data, w.dx = dx.data, w.maximum = maximum;
+    check(y.shape[0] == w.batch && y.shape[3] == w.channels, "y has the wrong shape");
+    for (int i = 0; i < 2; i++) {
+        w.size[i] = x.shape[1 + i], w.out[i] = y.shape[1 + i];
+        w.window[i] = window[i], w.stride[i] = stride[i], w.pad[i] = pad[i];
+        check(window[i] > 0 && stride[i] > 0 && pad[i] >= 0 && pad[i] < window[i], "window or stride is out of range");
+        check((w.out[i] - 1) * stride[i] - pad[i] < w.size[i], "y has windows outside x");
+    }
+    run(kernels().rows->windows, w);
+}
+
 }  // namespace
 
 void bind_rows(nb::module_& m) {
     m.def("rows", rows, nb::arg("op"), nb::arg("rows"), nb::arg("columns"), nb::arg("storage"), nb::arg("inputs"), nb::arg("outputs"),
           nb::arg("numbers") = nb::tuple(), nb::arg("settings") = nb::tuple(),
           "Runs a kernel of csrc/rows/table.h, which says what each takes.");
+    m.def("windows", windows, nb::arg("x"), nb::arg("y"), nb::arg("g").none(), nb::arg("dx").none(), nb::arg("window"), nb::arg("stride"),
+          nb::arg("pad"), nb::arg("maximum"), "y = maximum or sum under each window of x; with g, dx = the gradient of the maximum.");
 }
 
 }  // namespace zoo

@@ -20,11 +20,13 @@ namespace {
 #include "columns.h"
 
 #include "lookup.h"
+
+#include "window.h"
 }  // namespace
 
 extern const RowsKernels FAMILY_TABLE(rows);
 #define KERNEL(name, signature) name,
-constexpr RowsKernels FAMILY_TABLE(rows) = {ROWS_OPS(KERNEL)};
+constexpr RowsKernels FAMILY_TABLE(rows) = {ROWS_OPS(KERNEL) windows};
 #undef KERNEL
 
 }  // namespace zoo

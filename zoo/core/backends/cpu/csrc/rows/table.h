@@ -46,10 +46,21 @@ struct Rows {
     i64 k[4];
 };
 
+// Windows over two spatial axes; all arrays are contiguous.
+struct Windows {
+    i64 batch, size[2], channels, out[2], window[2], stride[2], pad[2];
+    const float* x;  // (batch, size, channels)
+    float* y;        // (batch, out, channels); given, where the gradient is asked for
+    const float* g;  // as y; null: no gradient
+    float* dx;       // as x
+    bool maximum;    // else the sum
+};
+
 struct RowsKernels {
 #define MEMBER(name, signature) void (*name)(const Rows&);
     ROWS_OPS(MEMBER)
 #undef MEMBER
+    void (*windows)(const Windows&);
 };
 
 }  // namespace zoo
