@@ -52,6 +52,9 @@ def test_a_row_as_text(document):
 def test_markdown_has_a_table_for_each_group(document):
     text = report.markdown(document)
     assert text.count("| case | unit |") == 2 and "torch 1.0" in text and "| fma | 100 GFLOP/s |" in text
+    # 2 / 50 + 2 / 10 s against 2 / 26.25 + 2 / 105
+    assert "**f32**: ours 240 ms, best peers 95.24 ms in sum: 0.40; lowest ratio 0.10" in text
+    assert "**rows**\n" in text, "one case is no sum"
 
 
 def test_the_chart_is_a_picture_with_a_bar_for_each_ratio(document):

@@ -44,9 +44,15 @@ class Case:
     """Keyword arguments of all these functions: numbers, text, lists."""
     roof: str | None = None
     """One of ROOFS, or None if no single one limits it."""
+    group: str = ""
+    """Cases of one kind, which are summed up together; the first word of the name, if empty."""
     agree: float = 1e-3
     """Largest relative difference between root mean squares of what the candidates compute: equal work, or no ratio.
     The order of values does not matter, so layouts may differ."""
+
+    @property
+    def kind(self) -> str:
+        return self.group or self.name.partition(" ")[0]
 
     def rate(self, seconds: float) -> float:
         return self.work / seconds

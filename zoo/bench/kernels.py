@@ -30,7 +30,9 @@ def _linear(name: str, format: str, m: int, n: int, k: int, *, roof: str, cold: 
     else:
         unit, work = "GOP/s" if roof == "int8" else FAST, 2 * m * n * k / 1e9
     settings = {"m": m, "n": n, "k": k, "format": format, "cold": cold}
-    return Case(name, unit, work, f"{OURS}:linear", peers, settings, roof, AGREE[format])
+    few = "few rows" if format == "f32" and cold else f"{format} products"
+    group = "one row" if m == 1 else few
+    return Case(name, unit, work, f"{OURS}:linear", peers, settings, roof, group, AGREE[format])
 
 
 def _products() -> Iterator[Case]:
@@ -67,7 +69,8 @@ def _convolution(c: Conv) -> Case:
     work = 2 * c.batch * c.outputs * c.size_out**2 * c.inputs * c.kernel**2 / 1e9
     settings = {"batch": c.batch, "size": c.size, "inputs": c.inputs, "outputs": c.outputs, "kernel": c.kernel,
                 "stride": c.stride}  # fmt: skip
-    return Case(c.name, FAST, work, f"{OURS}:conv", {"torch": f"{PEERS}:conv_torch"}, settings, "fma")
+    group = "strided convolutions" if c.stride > 1 else f"{c.kernel}x{c.kernel} convolutions"
+    return Case(c.name, FAST, work, f"{OURS}:conv", {"torch": f"{PEERS}:conv_torch"}, settings, "fma", group)
 
 
 ROWS, WIDTH = 4096, 1280

@@ -50,11 +50,13 @@ def cases_of(what: str, only: str | None) -> list[Case]:
 
 
 class Session:
-    """`save`: a file that gets the document after every case; cases that it holds are not measured again."""
+    """`save`: a file that gets the document after every case; cases that it holds clean are not measured again.
+    Raises ZooError if it comes from another machine, instruction set or number of threads."""
 
     def __init__(self, machine: Machine, *, peers: bool, seconds: float, save: Path | None = None):
         self.machine, self.peers, self.seconds, self.save = machine, peers, seconds, save
         before = report.read(save) if save is not None and save.exists() else {"rows": [], "ceilings": {}}
+        self._check_machine(before.get("machine"))
         self.rows: dict[str, report.Entry] = {row["case"]: row for row in before["rows"]}
         for kind, rate in before["ceilings"].items():
             machine.ceiling[kind] = max(machine.ceiling[kind], rate)
@@ -67,16 +69,32 @@ class Session:
             self.machine.look("fma")
             self.machine.look("int8")
             for number, case in enumerate(cases):
-                if case.name not in self.rows:
+                if not self._measured(case):
                     watch(number, case)
                     self.rows[case.name] = report.entry(runner.measure(case))
                     self._write()
                 yield self.rows[case.name]
 
-    def document(self, cases: list[Case] | None = None) -> dict[str, Any]:
-        """What was measured: of these cases, or of all in the file."""
-        rows = self.rows.values() if cases is None else [self.rows[case.name] for case in cases]
-        return report.document(self.machine.describe(), self.machine.ceiling, rows)
+    def document(self) -> dict[str, Any]:
+        """All that was measured, and what the file had before."""
+        return report.document(self.machine.describe(), self.machine.ceiling, self.rows.values())
+
+    def _measured(self, case: Case) -> bool:
+        """It is in the file, clean, with every peer that is asked for and can be had."""
+        row = self.rows.get(case.name)
+        if row is None or not row["clean"]:
+            return False
+        return not self.peers or all(name in {**row["peers"], **row["failed"]} for name in case.peers)
+
+    def _check_machine(self, before: Any) -> None:
+        now = self.machine.describe()
+        for fact in ("processor", "isa", "threads"):
+            if before is not None and before[fact] != now[fact]:
+                raise ZooError(
+                    f"{self.save} was measured elsewhere",
+                    f"its {fact}: {before[fact]}; here: {now[fact]}",
+                    "Name another file, or remove this one.",
+                )
 
     def _write(self) -> None:
         if self.save is not None:

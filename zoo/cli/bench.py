@@ -51,8 +51,8 @@ def bench(
         watch = Stopwatch()
         machine = Machine(threads)
         about = machine.describe()
-        console.say(f"{about['processor']} · {about['isa']} · {machine.threads} threads · {len(cases)} cases")
         session = Session(machine, peers=peers, seconds=seconds, save=save)
+        console.say(f"{about['processor']} · {about['isa']} · threads: {machine.threads} · cases: {len(cases)}")
         names = list(dict.fromkeys(name for case in cases for name in case.peers)) if peers else []
         if not (as_json or as_markdown):
             print(_line(report.heading(names)), flush=True)
@@ -61,13 +61,18 @@ def bench(
                 console.pause()
                 print(_line(report.cells(row, names)), flush=True)
             _tell_failures(console, row)
-        document = session.document(cases)
+        document = session.document()
         if chart_file is not None:
-            chart_file.write_text(chart.svg(session.document()), encoding="utf-8")
+            chart_file.write_text(chart.svg(document), encoding="utf-8")
         if as_json:
             print_json(document)
         elif as_markdown:
             print(report.markdown(document), end="")
+        else:
+            chosen = {case.name for case in cases}
+            for group, rows in report.groups_of(row for row in document["rows"] if row["case"] in chosen).items():
+                if said := report.summary(rows):
+                    console.say(f"  {group}: {said}")
         for name, module in report.missing(document["rows"]).items():
             console.say(f"  {name} was not measured: {module} is not installed; pip install {module}")
         if any(not row["clean"] for row in document["rows"]):

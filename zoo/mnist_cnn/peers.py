@@ -22,7 +22,7 @@ def _network(torch: Any) -> Any:
     torch.set_num_threads(threads())
     model = fresh("numpy")
     ours = {name: t.numpy() for name, t in model.state().items()}
-    published = {name: np.ascontiguousarray(a) for name, a in TABLE.export(ours, model.config).translate(ours)}
+    published = {name: np.array(a, order="C") for name, a in TABLE.export(ours, model.config).translate(ours)}
     layers = {
         "conv1": nn.Conv2d(1, 20, 5), "relu1": nn.ReLU(), "pool1": nn.MaxPool2d(2), "conv2": nn.Conv2d(20, 50, 5),
         "relu2": nn.ReLU(), "pool2": nn.MaxPool2d(2), "dropout1": nn.Dropout(0.25), "flat": nn.Flatten(),
