@@ -55,5 +55,29 @@ def missing() -> Run:
     return quick()
 
 
+def crowded() -> Run:
+    """More busy processes than cores."""
+    import multiprocessing
+
+    cores = len(os.sched_getaffinity(0))
+    crowd = [multiprocessing.Process(target=_spin, daemon=True) for _ in range(2 * cores)]
+    for one in crowd:
+        one.start()
+
+    def run() -> object:
+        end = time.perf_counter() + 0.1
+        while time.perf_counter() < end:
+            pass
+        return [2.0]
+
+    return run
+
+
+def _spin() -> None:
+    end = time.perf_counter() + 1.5
+    while time.perf_counter() < end:
+        pass
+
+
 def process() -> Run:
     return lambda: float(os.getpid())

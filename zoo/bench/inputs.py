@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,10 +15,14 @@ MOST = 16  # copies
 
 
 def numbers(seed: int, *shape: int) -> np.ndarray:
-    """Float32, even over [-0.5, 0.5)."""
-    values = np.random.default_rng(seed).random(shape, np.float32)
+    """Float32, even over [-0.5, 0.5); begins at a cache line, which numpy's own arrays do not."""
+    count = math.prod(shape)
+    memory = np.empty(count + 16, np.float32)
+    start = -memory.ctypes.data % 64 // 4
+    values = memory[start : start + count]
+    np.random.default_rng(seed).random(count, np.float32, values)
     values -= 0.5
-    return values
+    return values.reshape(shape)
 
 
 def copies(nbytes: int) -> int:
@@ -36,8 +41,3 @@ def in_turn(runs: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
 def threads() -> int:
     """How many threads the runner gives each candidate."""
     return int(os.environ.get("ZOO_BENCH_THREADS", "0")) or os.cpu_count() or 1
-
-
-def transposed(shape: Sequence[int], axes: Sequence[int], seed: int) -> np.ndarray:
-    """`numbers(seed, *shape)` with its axes in another order, contiguous."""
-    return np.ascontiguousarray(numbers(seed, *shape).transpose(axes))

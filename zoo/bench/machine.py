@@ -2,7 +2,8 @@
 
 Machines are bistable: a neighbour on the same physical core halves what one gets, for seconds or minutes. So every
 repetition stands between two probes of 0.1 ms of register arithmetic, and counts only if both reached 0.9 of the
-highest rate ever seen; what memory can do varies little, and is measured anew beside the cases that it limits.
+highest rate ever seen (and if no other process had the cores meanwhile, which the system counts); what memory can do
+varies little, and is measured anew beside the cases that it limits.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.bench.inputs import copies, in_turn, numbers, threads, transposed
+from zoo.bench.inputs import copies, in_turn, numbers, threads
 
 Run = Callable[[], Any]
 
@@ -79,16 +79,16 @@ def attention_torch(batch: int, heads: int, d: int, queries: int, keys: int, cau
 
 def conv_torch(batch: int, size: int, inputs: int, outputs: int, kernel: int, stride: int) -> dict[str, Run]:
     torch = torch_here()
-    x = torch.from_numpy(transposed((batch, size, size, inputs), (0, 3, 1, 2), 1))
-    weight = torch.from_numpy(transposed((outputs, kernel, kernel, inputs), (0, 3, 1, 2), 2))
+    x = torch.from_numpy(numbers(1, batch, size, size, inputs)).permute(0, 3, 1, 2)
+    weight = torch.from_numpy(numbers(2, outputs, kernel, kernel, inputs)).permute(0, 3, 1, 2)
     bias = torch.from_numpy(numbers(3, outputs))
 
     def run(x: Any, weight: Any) -> Run:
         return lambda: torch.nn.functional.conv2d(x, weight, bias, stride=stride, padding=kernel // 2)
 
-    last = {"memory_format": torch.channels_last}
-    variants = {"contiguous": run(x, weight), "channels_last": run(x.to(**last), weight.to(**last))}
-    return {name: without_gradients(torch, run) for name, run in variants.items()}
+    layouts = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+    placed = {name: [t.contiguous(memory_format=layout) for t in (x, weight)] for name, layout in layouts.items()}
+    return {name: without_gradients(torch, run(*tensors)) for name, tensors in placed.items()}
 
 
 def rows_torch(op: str, rows: int, width: int) -> dict[str, Run]:

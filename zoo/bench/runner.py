@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from zoo.bench.case import Case
 
+WAITED = 0.05  # share of a repetition for which its threads may wait for a core that another process has
 REPETITION = 0.015  # seconds that a repetition lasts at least; shorter runs are repeated within it
 ROUNDS, ENOUGH = 3, 15  # repetitions of each candidate: at least, and when that many were clean, no more
 PATIENCE = 180.0  # seconds until an answer is no longer waited for
@@ -171,13 +172,14 @@ class Runner:
         while times and (rounds < ROUNDS or (time.monotonic() < end and not self._enough(times))):
             for name in list(times):
                 try:
-                    seconds = self._workers[name].ask(run=counts[name])["seconds"]
+                    answer = self._workers[name].ask(run=counts[name])
                 except Failed as failure:
                     row.failed[name] = str(failure)
                     del times[name]
                     continue
                 after = self.machine.probe()
-                times[name].append((seconds, min(before, after)))
+                undisturbed = answer["waited"] <= WAITED
+                times[name].append((answer["seconds"], min(before, after) if undisturbed else 0.0))
                 before = after
                 on_repetition()
             rounds += 1

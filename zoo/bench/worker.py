@@ -5,12 +5,14 @@ stderr. One process serves one package for all cases, since importing torch take
 earlier case built is gone when the next is built.
 
     {"build": "module:function", "settings": {...}, "package": "torch"}  -> {"seconds", "rms", "variant", "version"}
-    {"run": 10}                                                          -> {"seconds"} of ten runs
+    {"run": 10}                                                          -> {"seconds", "waited"}
+"seconds" are those of a run; "waited" is the share of the time for which its threads were ready and had no core.
 Anything that goes wrong: {"error": text}, with {"missing": module} for a module that is not installed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import math
@@ -45,7 +47,7 @@ def main() -> None:
                 run, answer = build(request)
             else:
                 assert run is not None
-                answer = {"seconds": seconds(run, request["run"])}
+                answer = timed(run, request["run"])
         except ModuleNotFoundError as error:
             answer = {"error": str(error), "missing": error.name}
         except Exception as error:
@@ -80,6 +82,22 @@ def seconds(run: Run, count: int) -> float:
     for _ in range(count):
         run()
     return max(time.perf_counter() - start, 1e-9) / count
+
+
+def timed(run: Run, count: int) -> dict[str, float]:
+    before = waiting()
+    each = seconds(run, count)
+    return {"seconds": each, "waited": (waiting() - before) / (each * count)}
+
+
+def waiting() -> float:
+    """Seconds that the threads of this process have waited for a core so far; 0 where the system does not say."""
+    total = 0
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for thread in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{thread}/schedstat", encoding="ascii") as file:
+                total += int(file.read().split()[1])
+    return total / 1e9
 
 
 def rms(value: Any) -> float:
