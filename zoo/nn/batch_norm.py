@@ -29,7 +29,8 @@ class BatchNorm(Module):
         self.bias = Param((channels,), init.zeros) if affine else None
         self.running_mean: Tensor = Param((channels,), init.zeros)
         self.running_var: Tensor = Param((channels,), init.ones)
-        self.num_batches_tracked: Tensor = Param((), init.zeros, int64)
+        # None in checkpoints from before torch counted: a model that reads one sets it so
+        self.num_batches_tracked: Tensor | None = Param((), init.zeros, int64)
         self.eps, self.momentum = eps, momentum
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -46,8 +47,12 @@ class BatchNorm(Module):
         return y
 
     def _follow(self, mean: Tensor, var: Tensor) -> None:
-        self.num_batches_tracked = self.num_batches_tracked + 1
-        share = 1.0 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked = self.num_batches_tracked + 1
+        share = self.momentum
+        if share is None:
+            assert self.num_batches_tracked is not None, "an average over all batches needs their number"
+            share = 1.0 / self.num_batches_tracked.item()
         self.running_mean = _toward(self.running_mean, mean, share)
         self.running_var = _toward(self.running_var, var, share)
 

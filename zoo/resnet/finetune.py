@@ -1,0 +1,218 @@
+"""Training on one's own pictures, a folder per class: data -> loss, in the Learner's terms."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.core import ops
+from zoo.core.errors import DataError
+from zoo.core.random import Generator
+from zoo.core.tensor import Tensor
+from zoo.data.folder import Labelled, Pictures, read_split
+from zoo.data.loader import Loader
+from zoo.nn import Linear, Sequential, global_avg_pool, losses
+from zoo.resnet.augment import Augment
+from zoo.resnet.model import ResNet
+from zoo.resnet.preprocess import Preprocessing
+from zoo.train import AdamW, Learner, matrices_only, one_cycle
+from zoo.train.optim import Optimizer
+
+VALIDATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training run gave. Accuracies are shares of the pictures that were held out."""
+
+    out: Path
+    epochs: int
+    steps: int
+    classes: tuple[str, ...]
+    examples: int
+    unseen: int
+    top1: float
+    top5: float
+    head: str
+
+    def to_json(self) -> dict[str, Any]:
+        values = dataclasses.asdict(self)
+        return {**values, "out": str(self.out), "classes": list(self.classes)}
+
+    def __str__(self) -> str:
+        return f"{self.out}: {self.top1:.2%} on {self.unseen:,} unseen pictures of {len(self.classes)} classes"
+
+
+def finetune(
+    model: ResNet,
+    *,
+    data: Path,
+    epochs: int = 10,
+    batch: int = 32,
+    lr: float = 1e-3,
+    freeze: int = 0,
+    no_flip: bool = False,
+    no_crop: bool = False,
+    colour: float = 0.1,
+    mixup: float = 0.0,
+    smoothing: float = 0.1,
+    seed: int = 0,
+    out: Path = Path("runs/resnet"),
+    resume: bool = False,
+    quiet: bool = False,
+) -> Iterator[Trained]:
+    """Train a network on your own pictures: it keeps what it knows of pictures, and gets a head for your classes.
+
+    data: a directory with one folder of pictures per class, or with such directories train and val; of the first
+        kind, every tenth picture of a class is held out to validate
+    lr: highest learning rate; it rises to there and falls to nothing over the run (one cycle)
+    freeze: keep the stem and so many stages as they are: 0 trains everything, 4 (of 4) the head only
+    no_flip: do not mirror pictures (where left and right differ, as in text)
+    no_crop: always show the middle of a picture
+    colour: change brightness, contrast and saturation by up to this share
+    mixup: lay pictures over each other, with shares from Beta(mixup, mixup); 0.2 is usual, 0 does not
+    smoothing: of the labels
+    """
+    train, held_out = read_split(data)
+    if len(train.classes) < 2:
+        why = f"{data} holds the class {train.classes[0]} only"
+        raise DataError("there is nothing to tell apart", why, "Give two folders of pictures, or more.")
+    model, head = with_head(model.astype("float32"), train.classes, seed)
+    kept = frozen(model, freeze)
+    if not quiet:
+        print(f"{head}{kept}", file=sys.stderr)
+    seen = model.config.preprocessing
+    learner = make_learner(
+        model, train, held_out, augment=Augment(seen, not no_flip, not no_crop, colour, mixup), epochs=epochs,
+        batch=batch, lr=lr, optimizer=AdamW(weight_decay=matrices_only(0.05)), smoothing=smoothing, seed=seed, out=out,
+        settings={"freeze": freeze, "classes": list(train.classes)}, quiet=quiet,
+    )  # fmt: skip
+    if resume:
+        learner.resume()
+    learner.fit(epochs)
+    top1, top5 = accuracy(model, held_out)
+    done = Trained(out, epochs, learner.step, train.classes, len(train), len(held_out), top1, top5, head)
+    save(model, done, seed)
+    yield done
+
+
+def with_head(model: ResNet, classes: Sequence[str], seed: int) -> tuple[ResNet, str]:
+    """The model with a classifier for these classes, and a line that says what became of its own: kept, where it names
+    the same ones (put in their order), else replaced by a new one."""
+    config = model.config
+    known = {str(name): int(number) for number, name in (config.id2label or {}).items()}
+    head = model.classifier[1]
+    named = {str(i): name for i, name in enumerate(classes)}
+    if set(known) == set(classes) and len(known) == config.num_labels:
+        order = np.asarray([known[name] for name in classes])
+        model.classifier[1].load({k: np.asarray(v)[order] for k, v in head.state().items()})
+        said = f"these weights know the {len(classes)} classes: the head is kept"
+    else:
+        new = Linear(config.hidden_sizes[-1], len(classes)).init(Generator(seed), model.device)
+        model.classifier = Sequential(global_avg_pool, new)
+        rest = len(model.spec()) - 2
+        said = (
+            f"the weights have {config.num_labels} classes, your data has {len(classes)}: the head is new "
+            f"(classifier.1.weight, .bias); the other {rest} tensors are kept"
+            if config.num_labels != len(classes)
+            else f"the weights have {len(classes)} other classes: the head is new; the other {rest} tensors are kept"
+        )
+    model.config = dataclasses.replace(config, num_labels=len(classes), id2label=named)
+    return model, said
+
+
+def frozen(model: ResNet, stages: int) -> str:
+    """Takes the stem and so many stages out of training; -> what to say about it."""
+    every = model.resnet.encoder.stages
+    if not 0 <= stages <= len(every):
+        raise DataError(f"cannot freeze {stages} stages", f"the network has {len(every)}", "Give a number up to there.")
+    if stages == 0:
+        return ""
+    for part in (model.resnet.embedder, *every[:stages]):
+        part.freeze()
+    trained = sum(p.size for p in model.parameters().values())
+    return f"; {trained:,} of {sum(p.size for p in model.state().values()):,} values are trained"
+
+
+def make_learner(
+    model: ResNet, train: Labelled, held_out: Labelled, *, augment: Augment, epochs: int, batch: int, lr: float,
+    optimizer: Optimizer, smoothing: float, seed: int, out: Path, settings: dict[str, Any], quiet: bool = False,
+    ema: float = 0.999,
+) -> Learner:  # fmt: skip
+    """Training by one cycle of the learning rate, with averaged weights."""
+    seen = augment.preprocessing
+    pictures = Pictures(train, seen.square if augment.crop else seen.pixels, least(seen))
+    loader = Loader(pictures, batch, seed=seed, transform=augment, drop_last=len(train) >= batch)
+    settings = {**settings, "epochs": epochs, "batch": batch, "lr": lr, "smoothing": smoothing, "rows": len(train),
+                "augment": [augment.flip, augment.crop, augment.colour, augment.mixup]}  # fmt: skip
+
+    def loss(model: Any, batch: Any) -> Tensor:
+        x, labels, others, share = batch
+        logits = model(x)
+        plain = losses.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if share == 1.0:
+            return plain
+        return plain * share + losses.cross_entropy(logits, others, label_smoothing=smoothing) * (1.0 - share)
+
+    return Learner(
+        model, loader, loss=loss, optimizer=optimizer, schedule=one_cycle(lr, epochs * len(loader)),
+        validation=validation(held_out, seen), metrics=metrics, ema=ema, out=out, seed=seed, settings=settings,
+        quiet=quiet,
+    )  # fmt: skip
+
+
+def least(preprocessing: Preprocessing) -> int | None:
+    """Pixels that a JPEG's sides keep when it is decoded smaller: enough that resizing cannot tell."""
+    return None if preprocessing.resize is None else 2 * preprocessing.resize
+
+
+def validation(labelled: Labelled, preprocessing: Preprocessing) -> Loader:
+    """Batches as the network is run on them: the middle of each picture, unchanged."""
+
+    def normalised(batch: Any, rng: Generator) -> Any:
+        pictures, labels = batch
+        return preprocessing.normalise(pictures), labels
+
+    pictures = Pictures(labelled, preprocessing.pixels, least(preprocessing))
+    return Loader(pictures, VALIDATION_BATCH, shuffle=False, transform=normalised)
+
+
+def metrics(model: Any, batch: Any) -> dict[str, Tensor]:
+    pictures, labels = batch
+    logits = model(pictures)
+    return {"loss": ops.cross_entropy(logits, labels), "top1": among(logits, labels, 1)}
+
+
+def among(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """1 where the label is one of the k largest logits', else 0. (B, classes), (B,) -> (B,) float32."""
+    _, best = ops.topk(logits, min(k, logits.shape[-1]))
+    return ops.any(ops.equal(best, ops.expand_dims(labels, -1).astype(best.dtype)), axis=-1).astype("float32")
+
+
+def accuracy(model: ResNet, labelled: Labelled) -> tuple[float, float]:
+    """Shares of the pictures whose class is the likeliest, and among the likeliest five."""
+    hits = np.zeros(2)
+    for pictures, labels in validation(labelled, model.config.preprocessing):
+        place = model.device
+        logits, told = model(Tensor(place.from_host(pictures), place)), Tensor(place.from_host(labels), place)
+        hits += [float(among(logits, told, k).numpy().sum()) for k in (1, 5)]
+    return float(hits[0]) / len(labelled), float(hits[1]) / len(labelled)
+
+
+def save(model: ResNet, done: Trained, seed: int) -> None:
+    from zoo import hub
+
+    card = {
+        "summary": f"{100 * done.top1:.2f} % on {done.unseen:,} unseen pictures",
+        "accuracy": done.top1,
+        "data": f"{done.examples:,} pictures of {len(done.classes)} classes, {done.unseen:,} held out",
+        "epochs": done.epochs,
+        "seed": seed,
+    }
+    hub.save(model, done.out, port="resnet", card=card)
