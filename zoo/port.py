@@ -42,8 +42,8 @@ class Port:
     shapes alone: None if the names are another model's, WeightsError if the shapes make no sense."""
     model: Callable[[Any], Any]
     """`model(config)` is an unfilled Module."""
-    weights: Table
-    """How the published tensors become ours, and back."""
+    weights: Table | Callable[[Any], Table]
+    """How the published tensors become ours, and back; a function of the config where there are several layouts."""
     run: Callable[..., Any]
     """`run(model, ...)` yields results; its signature becomes the options of `zoo run NAME` (zoo/cli/signature.py)."""
     finetune: Callable[..., Any] | None = None
@@ -52,6 +52,11 @@ class Port:
     """Names of the checkpoints that ship with the zoo; the first is the default."""
     bench: str | None = None
     """Module whose `CASES` `zoo bench NAME` measures (zoo/bench/case.py); imported by that command alone."""
+
+
+    def table(self, config: Any) -> Table:
+        """The translation table of checkpoints with this config."""
+        return self.weights(config) if callable(self.weights) else self.weights
 
 
 @cache

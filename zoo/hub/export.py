@@ -50,7 +50,7 @@ def export(
             raise WeightsError(f"cannot export to {directory}", "something is there already", fix)
     with read(checkpoint.file) as tensors:
         known = identify(checkpoint, tensors)
-        table = known.port.weights if known.table is IDENTITY else IDENTITY
+        table = known.port.table(known.config) if known.table is IDENTITY else IDENTITY
         plan = table.export(tensors.infos, known.config).check(checkpoint.shown, known.port.name)
         steps = {step.target: step for step in plan.steps}
         infos = {}

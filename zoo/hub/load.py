@@ -156,7 +156,7 @@ def identify(checkpoint: refs.Checkpoint, tensors: TensorFile, port: Port | str 
         config = _config_from_tensors(wanted, tensors.infos)
         if config is None:
             raise _not_recognised(checkpoint, tensors.infos, [wanted.name])
-    return Identified(wanted, config, IDENTITY if ours else wanted.weights)
+    return Identified(wanted, config, IDENTITY if ours else wanted.table(config))
 
 
 def _port_named(name: Any) -> Port | None:

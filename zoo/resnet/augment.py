@@ -47,10 +47,10 @@ class Augment:
 
 
 def cut(pictures: np.ndarray, size: int, down: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """size x size of each picture (n, s, s, 3), from a place given by two numbers in [0, 1); small ones get a frame of
-    black, so that there is something to choose."""
+    """size x size of each picture (n, s, s, 3), from a place given by two numbers in [0, 1); small ones get a frame that
+    mirrors their edges, so that there is something to choose."""
     margin = size // MARGIN if pictures.shape[1] <= size else 0
-    framed = np.pad(pictures, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+    framed = np.pad(pictures, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="reflect")
     room = framed.shape[1] - size + 1
     tops, lefts = (np.minimum((at * room).astype(int), room - 1) for at in (down, right))
     return np.stack([p[t : t + size, s : s + size] for p, t, s in zip(framed, tops, lefts, strict=True)])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from zoo.core.errors import WeightsError
 from zoo.resnet.labels import CIFAR10
-from zoo.resnet.preprocess import CIFAR, Preprocessing, published
+from zoo.resnet.preprocess import Preprocessing
 
 REDUCTION = 4
 """A bottleneck's 3x3 convolution has a fourth of the channels that the block gives (He et al. 2015, table 1)."""
@@ -43,7 +43,8 @@ class ResNetConfig:
     """The checkpoint counts the batches that its statistics come from (num_batches_tracked); older ones do not."""
     layout: str = "transformers"
     """The published layout that the tensors came in, and are exported to: a key of weights.LAYOUTS."""
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    preprocessing: Preprocessing | None = None
+    """None: what the files beside the weights say (preprocess.of)."""
 
     def __post_init__(self) -> None:
         if isinstance(self.preprocessing, Mapping):
@@ -58,15 +59,6 @@ class ResNetConfig:
             raise ValueError(f"depths {self.depths} and hidden_sizes {self.hidden_sizes} do not pair up")
         if self.id2label is not None and sorted(self.id2label) != sorted(map(str, range(self.num_labels))):
             raise ValueError(f"id2label does not name the classes 0 to {self.num_labels - 1}")
-
-    def beside(self, files: Mapping[str, Mapping[str, Any]]) -> ResNetConfig:
-        """With what other files of the checkpoint say of the pictures it takes and its classes, by file name."""
-        found = published(files)
-        config = self if found is None else dataclasses.replace(self, preprocessing=found)
-        names = files.get("config.json", {}).get("label_names")  # timm's, where it has them
-        if config.id2label is None and isinstance(names, list) and len(names) == config.num_labels:
-            config = dataclasses.replace(config, id2label={str(i): str(name) for i, name in enumerate(names)})
-        return config
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Any]) -> ResNetConfig | None:
@@ -146,5 +138,4 @@ def _read(
         shortcut="projection" if stages == 1 or names.projection(1) in shapes else "padding",
         batch_counts=any(name.endswith(".num_batches_tracked") for name in shapes),
         layout=layout,
-        preprocessing=CIFAR if small else Preprocessing(),
     )

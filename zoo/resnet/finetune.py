@@ -18,6 +18,7 @@ from zoo.core.tensor import Tensor
 from zoo.data.folder import Labelled, Pictures, read_split
 from zoo.data.loader import Loader
 from zoo.nn import Linear, Sequential, global_avg_pool, losses
+from zoo.resnet import labels, preprocess
 from zoo.resnet.augment import Augment
 from zoo.resnet.model import ResNet
 from zoo.resnet.preprocess import Preprocessing
@@ -87,7 +88,7 @@ def finetune(
     kept = frozen(model, freeze)
     if not quiet:
         print(f"{head}{kept}", file=sys.stderr)
-    seen = model.config.preprocessing
+    seen = preprocess.of(model)
     learner = make_learner(
         model, train, held_out, augment=Augment(seen, not no_flip, not no_crop, colour, mixup), epochs=epochs,
         batch=batch, lr=lr, optimizer=AdamW(weight_decay=matrices_only(0.05)), smoothing=smoothing, seed=seed, out=out,
@@ -106,7 +107,7 @@ def with_head(model: ResNet, classes: Sequence[str], seed: int) -> tuple[ResNet,
     """The model with a classifier for these classes, and a line that says what became of its own: kept, where it names
     the same ones (put in their order), else replaced by a new one."""
     config = model.config
-    known = {str(name): int(number) for number, name in (config.id2label or {}).items()}
+    known = {name: number for number, name in enumerate(labels.of(model) or ())}
     head = model.classifier[1]
     named = {str(i): name for i, name in enumerate(classes)}
     if set(known) == set(classes) and len(known) == config.num_labels:
@@ -123,7 +124,9 @@ def with_head(model: ResNet, classes: Sequence[str], seed: int) -> tuple[ResNet,
             if config.num_labels != len(classes)
             else f"the weights have {len(classes)} other classes: the head is new; the other {rest} tensors are kept"
         )
-    model.config = dataclasses.replace(config, num_labels=len(classes), id2label=named)
+    model.config = dataclasses.replace(
+        config, num_labels=len(classes), id2label=named, preprocessing=preprocess.of(model)
+    )
     return model, said
 
 
@@ -147,15 +150,15 @@ def make_learner(
 ) -> Learner:  # fmt: skip
     """Training by one cycle of the learning rate, with averaged weights."""
     seen = augment.preprocessing
-    pictures = Pictures(train, seen.square if augment.crop else seen.pixels, least(seen))
+    pictures = Pictures(train, seen.square if augment.crop else seen.pixels, seen.least)
     loader = Loader(pictures, batch, seed=seed, transform=augment, drop_last=len(train) >= batch)
     settings = {**settings, "epochs": epochs, "batch": batch, "lr": lr, "smoothing": smoothing, "rows": len(train),
                 "augment": [augment.flip, augment.crop, augment.colour, augment.mixup]}  # fmt: skip
 
     def loss(model: Any, batch: Any) -> Tensor:
-        x, labels, others, share = batch
+        x, targets, others, share = batch
         logits = model(x)
-        plain = losses.cross_entropy(logits, labels, label_smoothing=smoothing)
+        plain = losses.cross_entropy(logits, targets, label_smoothing=smoothing)
         if share == 1.0:
             return plain
         return plain * share + losses.cross_entropy(logits, others, label_smoothing=smoothing) * (1.0 - share)
@@ -167,40 +170,35 @@ def make_learner(
     )  # fmt: skip
 
 
-def least(preprocessing: Preprocessing) -> int | None:
-    """Pixels that a JPEG's sides keep when it is decoded smaller: enough that resizing cannot tell."""
-    return None if preprocessing.resize is None else 2 * preprocessing.resize
-
-
 def validation(labelled: Labelled, preprocessing: Preprocessing) -> Loader:
     """Batches as the network is run on them: the middle of each picture, unchanged."""
 
     def normalised(batch: Any, rng: Generator) -> Any:
-        pictures, labels = batch
-        return preprocessing.normalise(pictures), labels
+        pictures, targets = batch
+        return preprocessing.normalise(pictures), targets
 
-    pictures = Pictures(labelled, preprocessing.pixels, least(preprocessing))
+    pictures = Pictures(labelled, preprocessing.pixels, preprocessing.least)
     return Loader(pictures, VALIDATION_BATCH, shuffle=False, transform=normalised)
 
 
 def metrics(model: Any, batch: Any) -> dict[str, Tensor]:
-    pictures, labels = batch
+    pictures, targets = batch
     logits = model(pictures)
-    return {"loss": ops.cross_entropy(logits, labels), "top1": among(logits, labels, 1)}
+    return {"loss": ops.cross_entropy(logits, targets), "top1": among(logits, targets, 1)}
 
 
-def among(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+def among(logits: Tensor, targets: Tensor, k: int) -> Tensor:
     """1 where the label is one of the k largest logits', else 0. (B, classes), (B,) -> (B,) float32."""
     _, best = ops.topk(logits, min(k, logits.shape[-1]))
-    return ops.any(ops.equal(best, ops.expand_dims(labels, -1).astype(best.dtype)), axis=-1).astype("float32")
+    return ops.any(ops.equal(best, ops.expand_dims(targets, -1).astype(best.dtype)), axis=-1).astype("float32")
 
 
 def accuracy(model: ResNet, labelled: Labelled) -> tuple[float, float]:
     """Shares of the pictures whose class is the likeliest, and among the likeliest five."""
     hits = np.zeros(2)
-    for pictures, labels in validation(labelled, model.config.preprocessing):
+    for pictures, targets in validation(labelled, preprocess.of(model)):
         place = model.device
-        logits, told = model(Tensor(place.from_host(pictures), place)), Tensor(place.from_host(labels), place)
+        logits, told = model(Tensor(place.from_host(pictures), place)), Tensor(place.from_host(targets), place)
         hits += [float(among(logits, told, k).numpy().sum()) for k in (1, 5)]
     return float(hits[0]) / len(labelled), float(hits[1]) / len(labelled)
 

@@ -5,11 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from zoo.core.errors import DataError
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 """In the order of CIFAR-10's labels (Krizhevsky 2009)."""
+
+
+def of(model: Any) -> list[str] | None:
+    """The names of a ResNet's classes: its config's, timm's `label_names` beside the weights; None if there are none."""
+    config = model.config
+    if config.id2label is not None:
+        return [config.id2label[str(i)] for i in range(config.num_labels)]
+    beside = (model.source.config() or {}).get("label_names") if model.source is not None else None
+    return [str(name) for name in beside] if isinstance(beside, list) and len(beside) == config.num_labels else None
 
 
 def read(file: Path, count: int) -> list[str]:

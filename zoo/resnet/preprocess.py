@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from zoo.core.errors import WeightsError
+from zoo.hub.files import read_json
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -64,6 +65,11 @@ class Preprocessing:
         mean, std = np.asarray(self.mean, np.float64), np.asarray(self.std, np.float64)
         return pixels * (self.scale / std).astype(np.float32) - (mean / std).astype(np.float32)
 
+    @property
+    def least(self) -> int | None:
+        """Pixels that a JPEG's sides keep when it is decoded smaller: enough that resizing hardly tells."""
+        return None if self.resize is None else 2 * self.resize
+
     def _resized(self, image: Image.Image) -> Image.Image:
         if self.resize is None:
             return image
@@ -93,16 +99,23 @@ def _middle(image: Image.Image, size: int) -> Image.Image:
     )
 
 
-def published(files: Mapping[str, Mapping[str, Any]]) -> Preprocessing | None:
-    """What preprocessor_config.json or timm's config.json say, by file name; None if neither is there.
+def of(model: Any) -> Preprocessing:
+    """How pictures are prepared for a ResNet: as its config says, else the files beside its weights, else as usual.
 
-    Raises WeightsError for one that asks for what is not done here.
+    Raises WeightsError for files that ask for what is not done here.
     """
+    config, source = model.config, model.source
+    if config.preprocessing is not None:
+        return config.preprocessing
+    usual = CIFAR if config.small_stem else Preprocessing()
+    if source is None or source.directory is None:
+        return usual
+    file = source.directory / "preprocessor_config.json"
     try:
-        if "preprocessor_config.json" in files:
-            return _transformers(files["preprocessor_config.json"])
-        timm = files.get("config.json", {}).get("pretrained_cfg")
-        return _timm(timm) if isinstance(timm, Mapping) else None
+        if file.exists():
+            return _transformers(read_json(file))
+        timm = (source.config() or {}).get("pretrained_cfg")
+        return _timm(timm) if isinstance(timm, Mapping) else usual
     except (TypeError, ValueError, KeyError, IndexError) as error:
         raise WeightsError(
             "cannot prepare pictures as this checkpoint says",
