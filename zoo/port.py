@@ -48,11 +48,12 @@ class Port:
     """`run(model, ...)` yields results; its signature becomes the options of `zoo run NAME` (zoo/cli/signature.py)."""
     finetune: Callable[..., Any] | None = None
     """`finetune([model], ...)` yields results; its signature becomes the options of `zoo finetune NAME`."""
+    evaluate: Callable[..., Any] | None = None
+    """`evaluate(model, ...)` yields results; its signature becomes the options of `zoo eval NAME`."""
     checkpoints: tuple[str, ...] = ()
     """Names of the checkpoints that ship with the zoo; the first is the default."""
     bench: str | None = None
     """Module whose `CASES` `zoo bench NAME` measures (zoo/bench/case.py); imported by that command alone."""
-
 
     def table(self, config: Any) -> Table:
         """The translation table of checkpoints with this config."""

@@ -17,6 +17,7 @@ import typer
 import zoo
 from zoo.cli import settings
 from zoo.cli.common import Interrupted, interruptible
+from zoo.cli.eval import EvalGroup
 from zoo.cli.finetune import FinetuneGroup
 from zoo.cli.run import RunGroup
 from zoo.core.errors import ZooError
@@ -26,6 +27,7 @@ app.add_typer(typer.Typer(cls=RunGroup, no_args_is_help=True), name="run", help=
 app.add_typer(
     typer.Typer(cls=FinetuneGroup, no_args_is_help=True), name="finetune", help="Train a model on your own data."
 )
+app.add_typer(typer.Typer(cls=EvalGroup, no_args_is_help=True), name="eval", help="Measure a model on labelled data.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON document", show_default=False)]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error", callback=settings.set_debug,

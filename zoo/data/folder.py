@@ -92,7 +92,7 @@ def read_split(directory: str | os.PathLike[str]) -> tuple[Labelled, Labelled]:
                 if train.classes != held_out.classes:
                     odd = sorted(set(train.classes) ^ set(held_out.classes))
                     why = f"the folders {', '.join(odd[:5])} are in one only"
-                    raise DataError(f"train and {name} of {root} have other classes", why, "Give both the same folders.")
+                    raise DataError(f"train and {name} of {root} differ", why, "Give both the same folders.")
                 return train, held_out
     every = read_folder(root)
     kept: list[int] = []

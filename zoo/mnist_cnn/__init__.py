@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from zoo.mnist_cnn.config import MnistConfig
+from zoo.mnist_cnn.evaluate import evaluate
 from zoo.mnist_cnn.finetune import finetune
 from zoo.mnist_cnn.model import MnistCNN
 from zoo.mnist_cnn.recognise import run
@@ -17,6 +18,7 @@ PORT = Port(
     weights=TABLE,
     run=run,
     finetune=finetune,
+    evaluate=evaluate,
     checkpoints=("mnist_cnn",),
     bench="zoo.mnist_cnn.bench",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from zoo.port import Port
 from zoo.resnet.classify import run
 from zoo.resnet.config import ResNetConfig
+from zoo.resnet.evaluate import evaluate
 from zoo.resnet.finetune import finetune
 from zoo.resnet.model import ResNet
 from zoo.resnet.weights import table
@@ -17,5 +18,6 @@ PORT = Port(
     weights=table,
     run=run,
     finetune=finetune,
+    evaluate=evaluate,
     checkpoints=("resnet",),
 )

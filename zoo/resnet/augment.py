@@ -1,4 +1,4 @@
-"""Random changes of training pictures: which way round, where they are cut, their light; and two laid over each other."""
+"""Random changes of training pictures: mirrored, cut out, lit in other ways, and laid over each other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 from zoo.core.random import Generator
 from zoo.resnet.preprocess import Preprocessing
 
-MARGIN = 8  # where pictures are not larger than what is cut out: a frame of size / 8 pixels, 4 for CIFAR (He et al. 4.2)
+MARGIN = (
+    8  # where pictures are not larger than what is cut out: a frame of size / 8 pixels, 4 for CIFAR (He et al. 4.2)
+)
 GREY = np.asarray((0.299, 0.587, 0.114), np.float32)  # luma (ITU-R BT.601)
 TRIES = 16  # of the rejection sampler below: at alpha = 1, half of them are accepted
 
@@ -47,8 +49,8 @@ class Augment:
 
 
 def cut(pictures: np.ndarray, size: int, down: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """size x size of each picture (n, s, s, 3), from a place given by two numbers in [0, 1); small ones get a frame that
-    mirrors their edges, so that there is something to choose."""
+    """size x size of each picture (n, s, s, 3), from a place given by two numbers in [0, 1). Small ones get a frame
+    that mirrors their edges, so that there is something to choose."""
     margin = size // MARGIN if pictures.shape[1] <= size else 0
     framed = np.pad(pictures, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="reflect")
     room = framed.shape[1] - size + 1

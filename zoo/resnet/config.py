@@ -17,7 +17,7 @@ REDUCTION = 4
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """Defaults: ResNet-50 v1.5. The first eight fields are transformers', the others say what its config.json cannot."""
+    """Defaults: ResNet-50 v1.5. The first eight fields are transformers'; the last say what its config cannot."""
 
     num_channels: int = 3
     embedding_size: int = 64
@@ -100,17 +100,18 @@ class _Names:
 _TORCHVISION = _Names("conv1.weight", "layer{s}.{b}.conv{c}.weight", "fc.weight", "layer{s}.0.downsample.0.weight", 1)
 _NAMES = {
     "transformers": _Names(
-        "resnet.embedder.embedder.convolution.weight", "resnet.encoder.stages.{s}.layers.{b}.layer.{c}.convolution.weight",
-        "classifier.1.weight", "resnet.encoder.stages.{s}.layers.0.shortcut.convolution.weight", 0,
+        stem="resnet.embedder.embedder.convolution.weight",
+        block="resnet.encoder.stages.{s}.layers.{b}.layer.{c}.convolution.weight",
+        head="classifier.1.weight",
+        shortcut="resnet.encoder.stages.{s}.layers.0.shortcut.convolution.weight",
+        first=0,
     ),
     "torchvision": _TORCHVISION,
     "cifar": dataclasses.replace(_TORCHVISION, head="linear.weight", shortcut="layer{s}.0.shortcut.0.weight"),
-}  # fmt: skip
+}
 
 
-def _read(
-    cls: type[ResNetConfig], layout: str, names: _Names, shapes: Mapping[str, tuple[int, ...]]
-) -> ResNetConfig:
+def _read(cls: type[ResNetConfig], layout: str, names: _Names, shapes: Mapping[str, tuple[int, ...]]) -> ResNetConfig:
     stages = 0
     while names.conv(stages, 0, 0) in shapes:
         stages += 1

@@ -20,12 +20,10 @@ from zoo.data.loader import Loader
 from zoo.nn import Linear, Sequential, global_avg_pool, losses
 from zoo.resnet import labels, preprocess
 from zoo.resnet.augment import Augment
+from zoo.resnet.evaluate import ranks, share, validation
 from zoo.resnet.model import ResNet
-from zoo.resnet.preprocess import Preprocessing
 from zoo.train import AdamW, Learner, matrices_only, one_cycle
 from zoo.train.optim import Optimizer
-
-VALIDATION_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,8 @@ def finetune(
     if resume:
         learner.resume()
     learner.fit(epochs)
-    top1, top5 = accuracy(model, held_out)
+    rank = ranks(model, held_out)
+    top1, top5 = share(rank, 1), share(rank, 5)
     done = Trained(out, epochs, learner.step, train.classes, len(train), len(held_out), top1, top5, head)
     save(model, done, seed)
     yield done
@@ -156,12 +155,12 @@ def make_learner(
                 "augment": [augment.flip, augment.crop, augment.colour, augment.mixup]}  # fmt: skip
 
     def loss(model: Any, batch: Any) -> Tensor:
-        x, targets, others, share = batch
+        x, targets, others, part = batch
         logits = model(x)
         plain = losses.cross_entropy(logits, targets, label_smoothing=smoothing)
-        if share == 1.0:
+        if part == 1.0:
             return plain
-        return plain * share + losses.cross_entropy(logits, others, label_smoothing=smoothing) * (1.0 - share)
+        return plain * part + losses.cross_entropy(logits, others, label_smoothing=smoothing) * (1.0 - part)
 
     return Learner(
         model, loader, loss=loss, optimizer=optimizer, schedule=one_cycle(lr, epochs * len(loader)),
@@ -170,37 +169,11 @@ def make_learner(
     )  # fmt: skip
 
 
-def validation(labelled: Labelled, preprocessing: Preprocessing) -> Loader:
-    """Batches as the network is run on them: the middle of each picture, unchanged."""
-
-    def normalised(batch: Any, rng: Generator) -> Any:
-        pictures, targets = batch
-        return preprocessing.normalise(pictures), targets
-
-    pictures = Pictures(labelled, preprocessing.pixels, preprocessing.least)
-    return Loader(pictures, VALIDATION_BATCH, shuffle=False, transform=normalised)
-
-
 def metrics(model: Any, batch: Any) -> dict[str, Tensor]:
     pictures, targets = batch
     logits = model(pictures)
-    return {"loss": ops.cross_entropy(logits, targets), "top1": among(logits, targets, 1)}
-
-
-def among(logits: Tensor, targets: Tensor, k: int) -> Tensor:
-    """1 where the label is one of the k largest logits', else 0. (B, classes), (B,) -> (B,) float32."""
-    _, best = ops.topk(logits, min(k, logits.shape[-1]))
-    return ops.any(ops.equal(best, ops.expand_dims(targets, -1).astype(best.dtype)), axis=-1).astype("float32")
-
-
-def accuracy(model: ResNet, labelled: Labelled) -> tuple[float, float]:
-    """Shares of the pictures whose class is the likeliest, and among the likeliest five."""
-    hits = np.zeros(2)
-    for pictures, targets in validation(labelled, preprocess.of(model)):
-        place = model.device
-        logits, told = model(Tensor(place.from_host(pictures), place)), Tensor(place.from_host(targets), place)
-        hits += [float(among(logits, told, k).numpy().sum()) for k in (1, 5)]
-    return float(hits[0]) / len(labelled), float(hits[1]) / len(labelled)
+    right = ops.equal(logits.argmax(axis=-1), targets).astype("float32")
+    return {"loss": ops.cross_entropy(logits, targets), "top1": right}
 
 
 def save(model: ResNet, done: Trained, seed: int) -> None:

@@ -14,7 +14,7 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def of(model: Any) -> list[str] | None:
-    """The names of a ResNet's classes: its config's, timm's `label_names` beside the weights; None if there are none."""
+    """The names of a ResNet's classes: its config's, or timm's `label_names` beside the weights; None without."""
     config = model.config
     if config.id2label is not None:
         return [config.id2label[str(i)] for i in range(config.num_labels)]

@@ -5,6 +5,8 @@ Names are those of transformers' ResNetForImageClassification. Shapes: B picture
 
 from __future__ import annotations
 
+from typing import Any
+
 from zoo.core import ops
 from zoo.core.errors import DeviceError
 from zoo.core.tensor import Tensor
@@ -36,15 +38,13 @@ class ConvNorm(Module):
 
     def fold(self) -> None:
         """norm(conv(x)) as one convolution in float32: w * s and bias - mean * s, with s = weight / sqrt(var + eps)."""
-        n = self.normalization
-        if n is None:
+        if self.normalization is None:
             return
-        weight, mean, var, gain, bias = (
-            t.astype("float32") for t in (self.convolution.weight, n.running_mean, n.running_var, n.weight, n.bias)
-        )
-        scale = gain / ops.sqrt(var + n.eps)
-        self.convolution.weight = weight * scale.reshape(-1, 1, 1, 1)
-        self.convolution.bias = bias - mean * scale
+        norm = {name: tensor.astype("float32") for name, tensor in self.normalization.state().items()}
+        scale = norm["weight"] / ops.sqrt(norm["running_var"] + self.normalization.eps)
+        conv: Any = self.convolution
+        conv.weight = conv.weight.astype("float32") * scale.reshape(-1, 1, 1, 1)
+        conv.bias = norm["bias"] - norm["running_mean"] * scale
         self.normalization = None
 
 
@@ -115,8 +115,8 @@ class Encoder(Module):
         inputs = (c.embedding_size, *c.hidden_sizes)
         strides = [2 if c.downsample_in_first_stage else 1] + [2] * (len(c.depths) - 1)
         self.stages = [
-            Stage(c, *channels, depth, stride)
-            for *channels, depth, stride in zip(inputs, c.hidden_sizes, c.depths, strides, strict=False)
+            Stage(c, before, after, depth, stride)
+            for before, after, depth, stride in zip(inputs, c.hidden_sizes, c.depths, strides, strict=False)
         ]
 
 

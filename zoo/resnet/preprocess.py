@@ -50,7 +50,8 @@ class Preprocessing:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Preprocessing:
         fields = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in fields})
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in fields}
+        return cls(**known)
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """What the network sees of an RGB picture, before normalisation: (size, size, 3) uint8."""
@@ -80,7 +81,9 @@ class Preprocessing:
             size = (self.resize, max(1, int(self.resize * height / width)))
         else:
             size = (max(1, int(self.resize * width / height)), self.resize)
-        return image if size == image.size else image.resize(size, getattr(Image.Resampling, self.interpolation.upper()))
+        return (
+            image if size == image.size else image.resize(size, getattr(Image.Resampling, self.interpolation.upper()))
+        )
 
     def __str__(self) -> str:
         how = "squashed" if self.squash else f"shorter side {self.resize}, middle {self.size}"
@@ -94,8 +97,10 @@ CIFAR = Preprocessing(size=32, resize=32, interpolation="bicubic")
 def _middle(image: Image.Image, size: int) -> Image.Image:
     """The middle size x size; what is smaller is laid on black."""
     left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image if (left, top, image.width, image.height) == (0, 0, size, size) else image.crop(
-        (left, top, left + size, top + size)
+    return (
+        image
+        if (left, top, image.width, image.height) == (0, 0, size, size)
+        else image.crop((left, top, left + size, top + size))
     )
 
 
