@@ -29,7 +29,7 @@ from zoo.resnet.preprocess import Preprocessing
 from zoo.train import SGD, matrices_only
 
 ROOT = Path(__file__).parents[1]
-SEED, EPOCHS, BATCH, LR = 0, 12, 128, 0.15
+SEED, EPOCHS, BATCH, LR, RISE = 0, 10, 128, 0.15, 0.36
 TARGET = 0.88
 # mean and standard deviation of the 45,000 training pictures' pixels
 SEEN = Preprocessing(
@@ -57,7 +57,7 @@ def main() -> None:
     learner = make_learner(
         model, train, held_out, augment=Augment(SEEN), epochs=given.epochs, batch=BATCH, lr=LR,
         optimizer=SGD(momentum=0.9, nesterov=True, weight_decay=matrices_only(5e-4)), smoothing=0.1, seed=SEED,
-        out=given.run, settings={},
+        out=given.run, settings={}, rise=RISE,
     )  # fmt: skip
     if (given.run / "checkpoint.safetensors").exists():
         learner.resume()

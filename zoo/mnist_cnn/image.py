@@ -7,15 +7,14 @@ so already passes through nearly unchanged.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from zoo.core.errors import DataError
+from zoo.data.picture import open_picture
 from zoo.mnist_cnn.config import SIDE
 from zoo.mnist_cnn.ink import find_ink
 from zoo.mnist_cnn.pixels import fit, resize
@@ -28,10 +27,6 @@ THINNEST = 1.9  # thinner strokes, in pixels of the 20x20 box, would fade to gre
 
 FIRM = 0.25  # ink that counts for the size of a digit; around it lies blur, and what JPEG makes of edges
 
-# Pillow reads more, by running other programs (EPS) or in formats that no camera or drawing program writes.
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "TGA", "ICO", "PCX", "JPEG2000", "AVIF", "QOI")
-MAX_PIXELS = 120_000_000  # 108-megapixel phones; a small file that claims more is a bomb
-
 
 def read(path: str | os.PathLike[str]) -> np.ndarray:
     """The picture (28, 28) float32, 0 to 1, white on black, that the network sees of an image file.
@@ -40,7 +35,7 @@ def read(path: str | os.PathLike[str]) -> np.ndarray:
     """
     name = os.fspath(path)
     try:
-        return prepare(_pixels(_decode(name)))
+        return prepare(_pixels(open_picture(name, 2 * WORKING_SIDE)))
     except DataError as error:
         raise DataError(f"cannot read a digit from {name}", error.why, error.fix) from None
 
@@ -51,50 +46,6 @@ def prepare(picture: np.ndarray) -> np.ndarray:
         picture = picture[..., None]
     picture = resize(picture, fit(picture, WORKING_SIDE))
     return _normalise(find_ink(cut_out(picture)))
-
-
-def _decode(name: str) -> Image.Image:
-    """The first frame, upright."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own opinion of the size, of odd tags and of palettes
-            with open(name, "rb") as file:
-                if not file.read(1):
-                    raise DataError("", "the file is empty", "Give an image file.")
-                file.seek(0)
-                Image.init()
-                image: Image.Image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
-                if image.width * image.height > MAX_PIXELS:
-                    raise _too_large(f"it claims {image.width} x {image.height} pixels")
-                image.draft(image.mode if image.mode in ("L", "RGB") else None, (2 * WORKING_SIDE, 2 * WORKING_SIDE))
-                image.load()
-                with contextlib.suppress(Exception):  # a broken EXIF block is no reason to refuse a picture
-                    image = ImageOps.exif_transpose(image)
-                return image
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError("", "there is no such file", "Check the path.") from None
-    except IsADirectoryError:
-        raise DataError("", "it is a directory", "Name the image files, as in DIR/*.png.") from None
-    except PermissionError:
-        raise DataError("", "this user may not read the file", "Check its rights.") from None
-    except Image.UnidentifiedImageError:
-        raise DataError(
-            "",
-            "it is not an image, or of a format that is not read here",
-            "PNG, JPEG, GIF, BMP, WebP, TIFF, PPM and a few more are read.",
-        ) from None
-    except (Image.DecompressionBombError, MemoryError):
-        raise _too_large("it claims more pixels than fit in memory") from None
-    except Exception as error:  # a broken file can raise nearly anything from Pillow's decoders
-        raise DataError(
-            "", f"the image is damaged or cut short ({error or type(error).__name__})", "Save or fetch it again."
-        ) from None
-
-
-def _too_large(why: str) -> DataError:
-    return DataError("", why, f"Reduce it first: more than {MAX_PIXELS // 10**6} million pixels are refused.")
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

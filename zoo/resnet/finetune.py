@@ -145,7 +145,7 @@ def frozen(model: ResNet, stages: int) -> str:
 def make_learner(
     model: ResNet, train: Labelled, held_out: Labelled, *, augment: Augment, epochs: int, batch: int, lr: float,
     optimizer: Optimizer, smoothing: float, seed: int, out: Path, settings: dict[str, Any], quiet: bool = False,
-    ema: float = 0.999,
+    ema: float = 0.999, rise: float = 0.3,
 ) -> Learner:  # fmt: skip
     """Training by one cycle of the learning rate, with averaged weights."""
     seen = augment.preprocessing
@@ -163,7 +163,7 @@ def make_learner(
         return plain * part + losses.cross_entropy(logits, others, label_smoothing=smoothing) * (1.0 - part)
 
     return Learner(
-        model, loader, loss=loss, optimizer=optimizer, schedule=one_cycle(lr, epochs * len(loader)),
+        model, loader, loss=loss, optimizer=optimizer, schedule=one_cycle(lr, epochs * len(loader), rise),
         validation=validation(held_out, seen), metrics=metrics, ema=ema, out=out, seed=seed, settings=settings,
         quiet=quiet,
     )  # fmt: skip
