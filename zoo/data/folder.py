@@ -110,12 +110,16 @@ def read_split(directory: str | os.PathLike[str]) -> tuple[Labelled, Labelled]:
 class Pictures:
     """Data for a Loader: rows of (pictures uint8 (n, h, w, 3), labels int32 (n,)).
 
-    `decode(picture)` makes of every RGB picture an array of one shape. Arrays are kept once decoded, while they take
-    less than `keep` bytes.
+    `decode(picture)` makes of every RGB picture an array of one shape. least: as `open_rgb` has it. Arrays are kept
+    once decoded, while they take less than `keep` bytes.
     """
 
     def __init__(
-        self, labelled: Labelled, decode: Callable[[Image.Image], np.ndarray], least: int | None, keep: int = KEEP
+        self,
+        labelled: Labelled,
+        decode: Callable[[Image.Image], np.ndarray],
+        least: int | None = None,
+        keep: int = KEEP,
     ):
         self.labelled, self.decode, self.least = labelled, decode, least
         self._kept: dict[int, np.ndarray] = {}

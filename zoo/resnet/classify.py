@@ -70,7 +70,7 @@ def run(
     if not quiet:
         print(f"pictures: {prepared}", file=sys.stderr)
     for file in files:
-        seen = prepared.normalise(prepared.pixels(open_rgb(file, prepared.least)))
+        seen = prepared.normalise(prepared.pixels(open_rgb(file)))
         logits = model(Tensor(model.device.from_host(seen[None]), model.device))
         probabilities = ops.softmax(logits.astype("float32")).numpy()[0]
         if not np.isfinite(probabilities).all():

@@ -112,5 +112,5 @@ def validation(labelled: Labelled, preprocessing: Preprocessing, batch: int = BA
         pictures, targets = batch
         return preprocessing.normalise(pictures), targets
 
-    pictures = Pictures(labelled, preprocessing.pixels, preprocessing.least)
+    pictures = Pictures(labelled, preprocessing.pixels)
     return Loader(pictures, batch, shuffle=False, transform=normalised)

@@ -130,13 +130,18 @@ def of(model: Any) -> Preprocessing:
 
 
 def _transformers(values: Mapping[str, Any]) -> Preprocessing:
+    kind = str(values.get("image_processor_type") or values.get("feature_extractor_type") or "")
+    # what ConvNextImageProcessor takes for what its file does not say
+    usual = (
+        {"size": 384, "resample": 3, "image_mean": (0.5,) * 3, "image_std": (0.5,) * 3} if "ConvNext" in kind else {}
+    )
+    values = {**usual, **values}
     size, crop = values.get("size", 224), values.get("crop_size")
     if isinstance(size, Mapping):
         edge = size.get("shortest_edge")
         side = edge if edge is not None else _side(size)
     else:
         edge, side = size, int(size)
-    kind = str(values.get("image_processor_type") or values.get("feature_extractor_type") or "")
     resize: int | None
     if not values.get("do_resize", True):
         resize, squash, seen = None, False, side
