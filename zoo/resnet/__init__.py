@@ -19,5 +19,6 @@ PORT = Port(
     run=run,
     finetune=finetune,
     evaluate=evaluate,
-    checkpoints=("resnet",),
+    checkpoints=(),
+    bench="zoo.resnet.bench",
 )

@@ -32,6 +32,9 @@ def torch_net(c: ResNetConfig, *, head: str = "fc", shortcut: str = "downsample"
     class Block(nn.Module):
         def __init__(self, inputs: int, outputs: int, stride: int):
             super().__init__()
+            sizes: tuple[int, ...]
+            kernels: tuple[int, ...]
+            strides: tuple[int, ...]
             if c.layer_type == "basic":
                 sizes, kernels, strides = (inputs, outputs, outputs), (3, 3), (stride, 1)
             else:
