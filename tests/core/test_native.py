@@ -360,17 +360,12 @@ def test_what_cannot_be_packed_says_so(shape, kind, groups):
 # ---- what the kernels do not do is numpy's
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
-def test_other_dtypes_fall_back(rng, dtype):
-    import zoo
-
+def test_float64_falls_back(rng):
     cpu = CpuBackend()
-    x, w = (whole(rng, *s).astype(zoo.dtype(dtype)) for s in ((3, 5), (4, 5)))
-    before = stats().get("cpu.gemm_f32", 0)
+    x, w = (whole(rng, *s).astype(np.float64) for s in ((3, 5), (4, 5)))
+    before = stats()
     found = bind(cpu, "linear", x, w, None, activation="relu")
-    assert found.dtype == x.dtype
-    # float64 is left to numpy; half precision is widened by the op's body, whose product in float32 is ours again
-    assert stats().get("cpu.gemm_f32", 0) == before + (dtype != "float64")
+    assert found.dtype == x.dtype and stats() == before
     np.testing.assert_array_equal(found.astype(np.float64), np.maximum(exact(x, w.T), 0))
 
 

@@ -16,7 +16,7 @@ from zoo.cli.signature import command, option
 from zoo.core.errors import ZooError
 from zoo.port import Port
 
-SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "int8", "uint8": "int4"}
 """What people call the dtypes of weights."""
 
 
@@ -30,8 +30,9 @@ def device_option() -> inspect.Parameter:
 
 
 def dtype_option() -> inspect.Parameter:
-    kind = Literal["f32", "f16", "bf16"]
-    return option("dtype", kind | None, None, help="of the weights; without it, as they are stored", show_default=False)
+    kind = Literal["f32", "f16", "bf16", "int8", "int4"]
+    help = "of the weights (int8 and int4: of the linear layers); without it, as they are stored"
+    return option("dtype", kind | None, None, help=help, show_default=False)
 
 
 def seed_option() -> inspect.Parameter:

@@ -27,6 +27,7 @@ from zoo.hub.formats import read
 from zoo.hub.mapped import TensorFile, TensorInfo
 from zoo.hub.safetensors import write
 from zoo.hub.table import Plan, Table
+from zoo.nn.quantized import FORMATS, quantize
 from zoo.port import Port
 
 LAYOUT = "zoo"
@@ -53,7 +54,8 @@ def load(
 ) -> Any:
     """A model with the weights of `ref`, on `device` (a device or its name; None: the default), in evaluation mode.
 
-    `port` says which model it must be; None: found out. `dtype` is that of the floating-point weights; None: as stored.
+    `port` says which model it must be; None: found out. `dtype` is that of the floating-point weights; None: as stored;
+    "int8" or "int4": as stored, and the linear layers are then rounded (zoo/nn/quantized.py).
     An adapter's directory gives its base model with the adapter around it.
     Raises WeightsError if the weights cannot be found, read or recognised, or if a single tensor does not fit;
     DeviceError if the device is not here.
@@ -69,7 +71,10 @@ def load(
         known = identify(checkpoint, tensors, port)
         model = known.port.model(known.config)
         plan = plan_load(checkpoint, tensors.infos, known, model.spec())
-        model.load(_Arrays(plan, tensors), device=place, dtype=dtype)
+        rounded = isinstance(dtype, str) and dtype in FORMATS
+        model.load(_Arrays(plan, tensors), device=place, dtype=None if rounded else dtype)
+        if rounded:
+            quantize(model, dtype)
     model.source = checkpoint
     return model.eval()
 

@@ -113,6 +113,8 @@ ACTIVATED = nmse(
 # Winograd's F(4x4, 3x3) loses three to four bits, which is allowed where it is faster (Lavin & Gray 2016, section 5)
 CONVOLUTION = nmse(1e-10, 2.5e-7, 1.5e-5, 1e-28, "a sum of products in float32; Winograd transforms cost up to 4 bits")
 SUM = nmse(1e-12, 2.5e-7, 1.5e-5, 1e-28, "a sum in float32, rounded once; its order is the backend's")
+# 8-bit x: 0.8 % relative L2 of the result (nmse 7e-5) for normally distributed numbers, more where one number of a row
+# is far larger than the others
 QUANTISED = nmse(
     5e-4, 5e-4, 5e-4, 5e-4, "a kernel may quantise x to 8 bits by row: error 1/254 of the row's largest value"
 )

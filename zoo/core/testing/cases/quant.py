@@ -56,7 +56,7 @@ def _rows(format: str) -> list[Case]:
         matmul("one row", (1,), 9, 64),
         matmul("several rows", (2, 5), 17, 96),
         matmul("many rows", (37,), 40, 128),
-        matmul("no batch", (), 3, 32),
+        matmul("no batch", (), 33, 64),
         matmul("empty", (0,), 4, 32, EXACT),
         Case(f"qlinear[{format}]", lambda x, q, s, b: ops.qlinear(x, q, s, format, b, activation="relu"),
              lambda r: (r.f(3, 64), *stored(r, 6, 64), r.f(6)), lambda *a: ref.ACTIVATIONS["relu"](product(*a)),

@@ -9,18 +9,25 @@
 #endif
 
 namespace zoo {
-// A family without an instruction set of its own takes the kernels of the next lower one: only integer products know VNNI.
 #define DECLARE(isa)                      \
     extern const GemmKernels gemm_##isa;  \
     extern const ConvKernels conv_##isa;  \
     extern const AttentionKernels attention_##isa; \
     extern const ProbeKernels probe_##isa; \
     extern const RowsKernels rows_##isa; \
-    static constexpr KernelTable table_##isa = {#isa, &gemm_##isa, &conv_##isa, &attention_##isa, &probe_##isa, &rows_##isa};
+    extern const QuantKernels quant_##isa; \
+    static constexpr KernelTable table_##isa = {#isa, &gemm_##isa, &conv_##isa, &attention_##isa, &probe_##isa, &rows_##isa, &quant_##isa};
 #if defined(__x86_64__)
 DECLARE(baseline)
 DECLARE(avx2)
 DECLARE(avx512)
+// only integer products know VNNI; the other families are those of AVX-512
+extern const QuantKernels quant_avx512vnni;
+static constexpr KernelTable with_vnni(KernelTable t) {
+    t.isa = "avx512vnni", t.quant = &quant_avx512vnni;
+    return t;
+}
+static constexpr KernelTable table_avx512vnni = with_vnni(table_avx512);
 #elif defined(__aarch64__)
 DECLARE(neon)
 #else
@@ -60,6 +67,7 @@ const std::vector<const KernelTable*>& tables() {  // worst first
         t.push_back(&table_baseline);
         if (cpu().avx2) t.push_back(&table_avx2);
         if (cpu().avx512) t.push_back(&table_avx512);
+        if (cpu().vnni) t.push_back(&table_avx512vnni);
 #elif defined(__aarch64__)
         t.push_back(&table_neon);
 #else

@@ -7,6 +7,7 @@
 #include "gemm/table.h"
 #include "probe/table.h"
 #include "rows/table.h"
+#include "quant/table.h"
 
 namespace zoo {
 
@@ -18,6 +19,7 @@ struct KernelTable {
     const AttentionKernels* attention;
     const ProbeKernels* probe;
     const RowsKernels* rows;
+    const QuantKernels* quant;
 };
 
 const KernelTable& kernels();         // those in use

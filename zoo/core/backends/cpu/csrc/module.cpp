@@ -7,6 +7,7 @@ void bind_conv(nb::module_&);
 void bind_attention(nb::module_&);
 void bind_probe(nb::module_&);
 void bind_rows(nb::module_&);
+void bind_quant(nb::module_&);
 }  // namespace zoo
 
 NB_MODULE(_native, m) {
@@ -21,4 +22,5 @@ NB_MODULE(_native, m) {
     zoo::bind_attention(m);
     zoo::bind_probe(m);
     zoo::bind_rows(m);
+    zoo::bind_quant(m);
 }

@@ -6,8 +6,15 @@ memory, odd settings): numpy's kernel takes over. `infer` has checked the shapes
 
 from __future__ import annotations
 
-from zoo.core.backends.cpu.kernels import attention, conv, gemm, pool, rows
+from zoo.core.backends.cpu.kernels import attention, conv, gemm, pool, quant, rows
 from zoo.core.backends.cpu.kernels.common import Kernels
 
-KERNELS: Kernels = {**gemm.KERNELS, **conv.KERNELS, **attention.KERNELS, **rows.KERNELS, **pool.KERNELS}
+KERNELS: Kernels = {
+    **gemm.KERNELS,
+    **conv.KERNELS,
+    **attention.KERNELS,
+    **rows.KERNELS,
+    **pool.KERNELS,
+    **quant.KERNELS,
+}
 ALGORITHMS = {"winograd"}  # may be switched off like an op

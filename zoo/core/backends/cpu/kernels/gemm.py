@@ -7,7 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from zoo.core.backends.cpu.kernels.common import CODES, F32, WEIGHTS, Kernels, bits, contiguous, usable
+from zoo.core.backends.cpu.kernels.common import (
+    CODES,
+    F32,
+    WEIGHTS,
+    Kernels,
+    bits,
+    float_rows,
+    float_vector,
+    usable,
+)
 from zoo.core.backends.cpu.pack import Packed
 from zoo.core.stats import count
 
@@ -37,22 +46,24 @@ def matmul(b: Any, x: Any, y: Any, *, transpose_a: bool, transpose_b: bool) -> A
 
 def linear(b: Any, x: Any, w: Any, bias: Any, *, activation: str | None) -> Any:
     kind = WEIGHTS.get(w.dtype)
-    if kind is None or activation not in CODES or not usable(x, bias):
+    if kind is None or x.dtype not in WEIGHTS or activation not in CODES:
         return NotImplemented
-    columns, depth = w.shape
-    rows = math.prod(x.shape[:-1])
-    flat = x if x.ndim == 2 else x.reshape(rows, depth)
-    out = np.empty((rows, columns), F32)
+    columns = w.shape[0]
+    flat = x if x.ndim == 2 and usable(x) else float_rows(b, x)
+    bias = float_vector(bias)
+    out = np.empty((len(flat), columns), F32)
     if type(w) is not Packed:
         if not w.flags.aligned:
             return NotImplemented
-        b.native.gemm(flat, bits(w).T, out, contiguous(bias), None, CODES[activation], weight=kind)
+        b.native.gemm(flat, bits(w).T, out, bias, None, CODES[activation], weight=kind)
     elif w.fits(b.isa, "linear"):
-        b.native.gemm(flat, w.buffer, out, contiguous(bias), None, CODES[activation], columns, kind)
+        b.native.gemm(flat, w.buffer, out, bias, None, CODES[activation], columns, kind)
         count("cpu.packed_weight")
     else:
         return NotImplemented
     count(COUNTERS[kind])
+    if x.dtype is not F32:
+        out = b.ops.cast(out, dtype=x.dtype)
     return out if x.ndim == 2 else out.reshape(*x.shape[:-1], columns)
 
 

@@ -1,0 +1,83 @@
+// A quantised by row: codes = round(a * 127 / max|row|), scale = max|row| / 127. Dynamic and symmetric: the error is at most 1/254 of the
+// row's largest number, 0.8 % of the result (relative L2) for normally distributed numbers.
+// layout  a row is ceil(K/4) quads (dot.h) followed by zeros up to whole cache lines, an odd number of them, so that the rows of a
+//         panel spread over all sets of L1; the sums of its codes, by group for 4-bit weights, correct for W being unsigned
+
+constexpr i64 GROUP = 32;
+constexpr float TINY = 1e-36f;  // a row of smaller numbers counts as zero: 127 / max would be infinite
+
+struct Rows8 {
+    char* codes;
+    i64 distance;  // of rows, in bytes
+    float* scale;
+    int32_t* sums;  // [rows][groups], times -128 or -8
+    i64 groups;
+};
+
+// The working memory of `rows` rows.
+Rows8 rows_in_scratch(i64 rows, i64 K, int bits) {
+    Rows8 r{};
+    r.distance = (divide_up(divide_up(K, 4) * QUAD, 64) | 1) * 64;
+    r.groups = bits == 4 ? K / GROUP : 1;
+    r.codes = scratch_of<char>(SLOT_A, rows * r.distance + 64);
+    r.scale = scratch(SLOT_X, rows * (1 + r.groups) + W);
+    r.sums = reinterpret_cast<int32_t*>(r.scale + rows);
+    return r;
+}
+
+// The largest |a|, as bits: these order numbers as their values do, infinity and NaN last.
+INLINE int32_t largest_bits(const float* a, i64 K) {
+    vi m0{}, m1{};
+    const auto take = [](vi& m, vf v) INLINE_LAMBDA {
+        const vi x = (vi)v & 0x7FFFFFFF;
+        m = (vi)select(x > m, (vf)x, (vf)m);
+    };
+    i64 k = 0;
+    for (; k + 2 * W <= K; k += 2 * W) take(m0, load(a + k)), take(m1, load(a + k + W));
+    for (; k < K; k += W) take(m0, load_first(a + k, K - k));
+    take(m0, (vf)m1);
+    int32_t largest = 0;
+    for (int i = 0; i < W; i++) largest = m0[i] > largest ? m0[i] : largest;
+    return largest;
+}
+
+INLINE int32_t sum_of(vi v) {
+    int32_t s = 0;
+    for (int i = 0; i < W; i++) s += v[i];
+    return s;
+}
+
+// W codes, whose place is a multiple of W codes from the start of the row.
+INLINE void store_codes(char* to, vi v) {
+#if defined(ZOO_AVX512VNNI)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)v));
+#else
+    int16_t out[W];
+    UNROLL for (int i = 0; i < W; i++) out[(i & ~3) + (i % 4 % 2 * 2) + i % 4 / 2] = (int16_t)v[i];
+    __builtin_memcpy(to, out, sizeof out);
+#endif
+}
+
+// Returns whether all numbers of the row are finite.
+bool quantise_row(const float* a, i64 K, int bits, const Rows8& r, i64 row) {
+    const int32_t largest = largest_bits(a, K);
+    float max;
+    __builtin_memcpy(&max, &largest, 4);
+    const bool finite = largest < 0x7F800000;
+    const float inverse = finite && max >= TINY ? 127.0f / max : 0.0f;
+    r.scale[row] = inverse > 0 ? max / 127.0f : 0.0f;
+    char* const to = r.codes + row * r.distance;
+    int32_t* const sums = r.sums + row * r.groups;
+    constexpr i64 BYTES = QUAD / 4;  // of one code
+    const i64 length = bits == 4 ? GROUP : K;
+    for (i64 g = 0; g < r.groups; g++) {
+        vi sum{};
+        for (i64 k = g * length; k < (g + 1) * length; k += W) {
+            const vi v = nearest(load_first(a + k, at_most(K, (g + 1) * length) - k) * inverse);
+            sum += v;
+            store_codes(to + k * BYTES, v);
+        }
+        sums[g] = sum_of(sum) * (bits == 4 ? -8 : -128);
+    }
+    return finite;
+}

@@ -1,0 +1,68 @@
+#include "../array.h"
+#include "../dispatch.h"
+
+namespace zoo {
+namespace {
+
+i64 panels(i64 N) { return (N + kernels().quant->columns - 1) / kernels().quant->columns * kernels().quant->columns; }
+
+// Returns whether all rows of a were finite.
+bool quant_linear(nb::handle a_, nb::handle w_, nb::handle scale, nb::handle out_, nb::handle bias, int activation, int bits) {
+    const Array a(a_, "a"), out(out_, "out", true);
+    const ArrayOf<uint8_t> w(w_, "w");
+    check(a && w && out && a.nd == 2 && out.nd == 2 && out.contiguous(), "a and out need two axes, and out must be contiguous");
+    check(a.shape[1] <= 1 || a.stride[1] == 1, "rows of a must be contiguous");
+    check(bits == 8 || bits == 4, "weights have 8 bits or 4");
+    QuantLinear q{};
+    q.M = a.shape[0], q.N = out.shape[1], q.K = a.shape[1], q.bits = bits;
+    check(out.shape[0] == q.M, "out has the wrong shape");
+    check(q.K <= 1 << 17, "more than 131,072 inputs overflow 32 bits");
+    check(w.nd == 1 && w.contiguous(), "w must be packed");
+    const After after(bias, nb::none(), activation, q.N, out);
+    int strange = 0;
+    q.a = a.data, q.a_m = a.stride[0], q.w = w.data, q.c = out.data, q.bias = after.bias.data, q.activation = activation;
+    q.strange = &strange;
+    if (bits == 8) {
+        const Array s(scale, "scale");
+        check(s && s.nd == 1 && s.shape[0] == q.N && s.contiguous(), "there must be one scale for each output");
+        check(w.shape[0] == panels(q.N) * ((q.K + 3) / 4 * 4), "w does not fit a");
+        q.scale8 = s.data;
+        run(kernels().quant->linear, q);
+    } else {
+        const ArrayOf<uint16_t> s(scale, "scale");
+        check(q.K % 32 == 0 && s && s.nd == 1 && s.contiguous() && s.shape[0] == panels(q.N) * (q.K / 32), "scale does not fit a");
+        check(w.shape[0] == panels(q.N) * (q.K / 2), "w does not fit a");
+        q.scale4 = s.data;
+        run(kernels().quant->linear, q);
+    }
+    return !strange;
+}
+
+template <class T, class Pack>
+void pack_rows(nb::handle from_, nb::handle to_, i64 each, Pack pack) {
+    const ArrayOf<T> from(from_, "from");
+    const ArrayOf<uint8_t> to(to_, "to", true);
+    check(from && to && from.nd == 2 && to.nd == 1 && to.contiguous(), "from needs two axes, to one");
+    check(from.shape[1] <= 1 || from.stride[1] == 1, "rows must be contiguous");
+    check(to.shape[0] == panels(from.shape[0]) * ((from.shape[1] + each - 1) / each * each), "to has the wrong size");
+    nb::gil_scoped_release unlocked;
+    pack(from.data, from.stride[0], from.shape[0], from.shape[1], to.data);
+}
+
+}  // namespace
+
+void bind_quant(nb::module_& m) {
+    m.def("quant_linear", quant_linear, nb::arg("a"), nb::arg("w"), nb::arg("scale"), nb::arg("out"), nb::arg("bias").none() = nb::none(),
+          nb::arg("activation") = 0, nb::arg("bits") = 8,
+          "out = act(a @ w.T + bias), a quantised by row. Packed w and, for 4 bits, packed scales.\n"
+          "False if a row of a held NaN or infinity: its results are meaningless.");
+    m.def("pack_int8", [](nb::handle q, nb::handle to) { pack_rows<int8_t>(q, to, 4, kernels().quant->pack8); });
+    m.def("pack_int4", [](nb::handle q, nb::handle to) {
+        pack_rows<uint8_t>(q, to, 16, [](const uint8_t* q, i64 q_n, i64 N, i64 pairs, uint8_t* packed) {
+            check(pairs % 16 == 0, "inputs come in groups of 32");
+            kernels().quant->pack4(q, q_n, N, pairs * 2, packed);
+        });
+    });
+}
+
+}  // namespace zoo

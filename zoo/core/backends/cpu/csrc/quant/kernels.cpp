@@ -1,0 +1,28 @@
+#include "../isa.h"
+#include "table.h"
+
+namespace zoo {
+namespace {
+#include "../simd.h"
+
+#include "../activation.h"
+
+#include "../gemm/pack.h"
+
+#include "dot.h"
+
+#include "activations.h"
+
+#include "kernels8.h"
+
+#include "kernels4.h"
+
+#include "linear.h"
+
+#include "pack.h"
+}  // namespace
+
+extern const QuantKernels FAMILY_TABLE(quant);
+constexpr QuantKernels FAMILY_TABLE(quant) = {NR, pack8, pack4, linear};
+
+}  // namespace zoo

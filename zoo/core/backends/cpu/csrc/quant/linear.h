@@ -1,0 +1,54 @@
+// How a product with quantised weights is cut into tasks. Few rows: they are quantised first, then tasks share the columns, so that
+// each byte of W is read once. Many rows: each task quantises its own, which then stay in its L2, and reads all of W. Integer sums are
+// exact and the order of float32 sums is that of the groups, so no bit depends on the number of threads.
+
+constexpr i64 FEW_ROWS = 256;
+constexpr i64 WORTH = 2000000;  // operations that are worth a task's start
+
+struct LinearJob {
+    const QuantLinear* q;
+    Rows8 rows;  // of few rows
+    i64 tasks;
+};
+
+void quantise_rows(const QuantLinear& q, const Rows8& to, i64 m0, i64 m1) {
+    for (i64 m = m0; m < m1; m++)
+        if (!quantise_row(q.a + m * q.a_m, q.K, q.bits, to, m)) __atomic_store_n(q.strange, 1, __ATOMIC_RELAXED);
+}
+
+void product(const QuantLinear& q, const Rows8& a, i64 rows, float* c, i64 n0, i64 n1) {
+    if (rows > 0 && n1 > n0) (q.bits == 4 ? product4 : product8)(q, a, rows, c, n0, n1);
+}
+
+void linear(const QuantLinear& q) {
+    if (q.M == 0 || q.N == 0) return;
+    LinearJob job{&q, {}, 1};
+    const i64 T = threads(), operations = 2 * q.M * q.N * q.K, worth = at_least(1, operations / WORTH);
+    const i64 panels = divide_up(q.N, NR);
+    if (q.M <= FEW_ROWS) {
+        job.rows = rows_in_scratch(q.M, q.K, q.bits);
+        job.tasks = q.M * q.K < 1 << 16 ? 1 : at_most(q.M, 2 * T);
+        parallel(job.tasks, [](void* context, i64 i) {
+            const LinearJob& j = *static_cast<const LinearJob*>(context);
+            quantise_rows(*j.q, j.rows, j.q->M * i / j.tasks, j.q->M * (i + 1) / j.tasks);
+        }, &job);
+        job.tasks = at_most(at_most(worth, panels), T == 1 ? 1 : 4 * T);
+        return parallel(job.tasks, [](void* context, i64 i) {
+            const LinearJob& j = *static_cast<const LinearJob*>(context);
+            const i64 all = divide_up(j.q->N, NR), n1 = at_most(j.q->N, all * (i + 1) / j.tasks * NR);
+            product(*j.q, j.rows, j.q->M, j.q->c, all * i / j.tasks * NR, n1);
+        }, &job);
+    }
+    const i64 rows = at_least(4 * ROWS8, at_most(256, (512 << 10) / at_least(1, q.K)));  // whose codes fill half of L2
+    job.tasks = at_most(worth, divide_up(divide_up(q.M, rows), T) * T);
+    parallel(job.tasks, [](void* context, i64 i) {
+        const LinearJob& j = *static_cast<const LinearJob*>(context);
+        QuantLinear part = *j.q;
+        const i64 m0 = part.M * i / j.tasks;
+        part.M = part.M * (i + 1) / j.tasks - m0;
+        part.a += m0 * part.a_m;
+        const Rows8 to = rows_in_scratch(part.M, part.K, part.bits);
+        quantise_rows(part, to, 0, part.M);
+        product(part, to, part.M, part.c + m0 * part.N, 0, part.N);
+    }, &job);
+}

@@ -1,0 +1,31 @@
+#pragma once
+#include "../common.h"
+
+namespace zoo {
+
+// C = act(A * (scaled integer weights)^T + bias), A quantised by row to 8 bits on the fly.  Strides in elements.
+struct QuantLinear {
+    i64 M, N, K;
+    int bits;        // 8: codes of -128 .. 127, a scale for each output; 4: of -8 .. 7, a scale for each 32 inputs
+    const float* a;  // rows of K contiguous numbers
+    i64 a_m;
+    const uint8_t* w;        // packed by `pack`
+    const float* scale8;     // [N]
+    const uint16_t* scale4;  // float16, packed as a weight (N, K/32) of a GEMM
+    float* c;                // [M][N], contiguous
+    const float* bias;       // [N] or null
+    int activation;
+    int* strange;  // set to 1 if a row of A holds NaN or infinity; its results are then meaningless
+};
+
+struct QuantKernels {
+    int columns;  // of a panel of packed weights
+    // int8 (N, K), rows q_n apart -> [N/columns][ceil(K/4)][columns][4], + 128 to be unsigned
+    void (*pack8)(const int8_t* q, i64 q_n, i64 N, i64 K, uint8_t* packed);
+    // int4 in pairs (N, K/2), rows q_n apart -> [N/columns][K/32][4][columns][4]: inputs 4t .. 4t+3 of the group of 32 in the
+    // low halves of chunk t, inputs 4t+16 .. 4t+19 in the high ones
+    void (*pack4)(const uint8_t* q, i64 q_n, i64 N, i64 K, uint8_t* packed);
+    void (*linear)(const QuantLinear&);
+};
+
+}  // namespace zoo
