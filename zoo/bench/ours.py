@@ -45,7 +45,7 @@ def _dense(x: Tensor, weight: Tensor) -> Run:
 
 
 def _quantized(x: Tensor, q: Tensor, scale: Tensor, format: str) -> Run:
-    codes, scales = _packed(tensor(q), "linear"), tensor(scale)
+    codes, scales = _packed(tensor(q), "linear"), _packed(tensor(scale), "linear")
     return lambda: ops.qlinear(x, codes, scales, format=format)
 
 
