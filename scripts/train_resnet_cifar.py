@@ -29,7 +29,7 @@ from zoo.resnet.preprocess import Preprocessing
 from zoo.train import SGD, matrices_only
 
 ROOT = Path(__file__).parents[1]
-SEED, EPOCHS, BATCH, LR, RISE = 0, 12, 128, 0.15, 0.3
+SEED, EPOCHS, BATCH, LR, RISE = 0, 18, 128, 0.15, 0.2
 TARGET = 0.88
 # mean and standard deviation of the 45,000 training pictures' pixels
 SEEN = Preprocessing(

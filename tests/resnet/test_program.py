@@ -162,15 +162,16 @@ def train(call: Any, data: Path, out: Path, weights: Path, *more: Any) -> Any:
 def test_training_learns_two_classes_of_real_pictures(
     call: Any, small: Path, photographs: Path, tmp_path: Path
 ) -> None:
-    result, err = train(call, photographs, tmp_path / "run", small, "--epochs", 12, "--lr", 4e-3)
-    assert "the weights have 3 classes, your data has 2: the head is new" in err
+    """From the weights that ship, whose ten classes are not these two: a new head, and a few steps."""
+    result, err = train(call, photographs, tmp_path / "run", "resnet", "--epochs", 4)
+    assert "the weights have 10 classes, your data has 2: the head is new" in err
     assert result["classes"] == ["airplane", "automobile"] and (result["examples"], result["unseen"]) == (108, 12)
     losses = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     by_epoch = [line["loss"] for line in losses if "metrics" in line]
     assert by_epoch[-1] < 0.8 * by_epoch[0]
-    assert result["top1"] > 0.5  # 12 pictures; 0.5 by guessing
+    assert result["top1"] >= 0.9  # 12 pictures; 0.5 by guessing
     code, out, _ = call("eval", "resnet", "--data", photographs, "--weights", tmp_path / "run", "--json")
-    assert code == 0 and json.loads(out)["results"][0]["top1"] >= 0.8
+    assert code == 0 and json.loads(out)["results"][0]["top1"] >= 0.95
     code, out, _ = call("run", "resnet", photographs / "airplane" / "0001.jpg", "--weights", tmp_path / "run", "-q")
     assert {line.split()[0] for line in out.splitlines()} == {"airplane", "automobile"}
 

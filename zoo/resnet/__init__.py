@@ -19,6 +19,6 @@ PORT = Port(
     run=run,
     finetune=finetune,
     evaluate=evaluate,
-    checkpoints=(),
+    checkpoints=("resnet",),
     bench="zoo.resnet.bench",
 )
