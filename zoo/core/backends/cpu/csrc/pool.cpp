@@ -6,7 +6,8 @@
 //
 // The state of a region is one 64-bit word: [number of tasks:32][next task:32]. Taking a task is a compare-and-swap on it,
 // so a worker that wakes late finds no task instead of an old one, and nobody has to wait for workers that never came.
-// What to run may be read after a task was taken: the region cannot end before that task does.
+// What to run may be read after a task was taken: the region cannot end before that task does. A task that throws counts as
+// done; its exception (the first one) goes on in the caller when the region has ended.
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -18,11 +19,13 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <new>
 #include <set>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "common.h"
 #if defined(__APPLE__)
@@ -45,16 +48,17 @@ void relax() {
 }
 
 struct Pool {
-    std::atomic<uint64_t> word{0};
-    std::atomic<i64> done{0};
-    void (*task)(void*, i64) = nullptr;
+    alignas(64) std::atomic<uint64_t> word{0};  // in cache lines of their own: every task writes both
+    alignas(64) std::atomic<i64> done{0};
+    alignas(64) void (*task)(void*, i64) = nullptr;
     void* context = nullptr;
     std::mutex busy;  // held by the caller for the length of a region
     std::mutex mutex;
-    std::condition_variable wake;
-    std::atomic<int> asleep{0};
+    std::condition_variable wake, enlist;
+    std::atomic<int> asleep{0};  // those that `wake` waits for
     std::atomic<int> wanted{0};  // threads including the caller; 0: not chosen yet
-    int workers = 0;             // started so far; workers with an index above wanted - 2 stay idle
+    int workers = 0;             // started so far; workers with an index above wanted - 2 wait for `enlist`
+    std::exception_ptr error;
 
     bool take(i64& index) {
         uint64_t now = word.load(std::memory_order_acquire);
@@ -75,7 +79,12 @@ struct Pool {
     void work_off() {
         i64 index;
         while (take(index)) {
-            task(context, index);
+            try {
+                task(context, index);
+            } catch (...) {
+                std::lock_guard<std::mutex> lock(mutex);
+                if (!error) error = std::current_exception();
+            }
             done.fetch_add(1, std::memory_order_release);
         }
     }
@@ -99,9 +108,17 @@ struct Pool {
 
     void sleep(int id) {
         std::unique_lock<std::mutex> lock(mutex);
+        enlist.wait(lock, [&] { return enrolled(id); });
         asleep.fetch_add(1, std::memory_order_seq_cst);
-        wake.wait(lock, [&] { return enrolled(id) && has_task(); });
+        wake.wait(lock, [&] { return has_task() || !enrolled(id); });
         asleep.fetch_sub(1, std::memory_order_seq_cst);
+    }
+
+    void want(int count) {
+        std::lock_guard<std::mutex> lock(mutex);
+        wanted = count;
+        enlist.notify_all();
+        wake.notify_all();
     }
 
     void start(int count) {
@@ -127,7 +144,8 @@ struct Pool {
         word.store(static_cast<uint64_t>(count) << 32, std::memory_order_seq_cst);
         if (asleep.load(std::memory_order_seq_cst) > 0) {
             std::lock_guard<std::mutex> lock(mutex);
-            wake.notify_all();
+            const i64 sleepers = std::min<i64>(asleep.load(), count - 1);
+            for (i64 i = 0; i < sleepers; i++) wake.notify_one();
         }
         work_off();
         const auto start = std::chrono::steady_clock::now();
@@ -136,6 +154,9 @@ struct Pool {
             if (turn % 64 == 0 && std::chrono::steady_clock::now() - start > SPIN) sched_yield();
         }
     }
+
+    // Every worker has left the region, or will find no task: nobody else touches `error`.
+    std::exception_ptr take_error() { return std::exchange(error, nullptr); }
 };
 
 Pool* pool = nullptr;  // never destroyed: workers may outlive main()
@@ -212,7 +233,7 @@ int threads() {
 
 void set_threads(int count) {
     if (count <= 0) count = machine_threads();
-    pool->wanted = std::max(1, std::min(count, MAX_THREADS));
+    pool->want(std::max(1, std::min(count, MAX_THREADS)));
 }
 
 void parallel(i64 count, void (*task)(void*, i64), void* context) {
@@ -221,7 +242,9 @@ void parallel(i64 count, void (*task)(void*, i64), void* context) {
         inside = true;
         pool->run(count, task, context);
         inside = false;
+        const std::exception_ptr error = pool->take_error();
         pool->busy.unlock();
+        if (error) std::rethrow_exception(error);
         return;
     }
     for (i64 i = 0; i < count; i++) task(context, i);
