@@ -202,6 +202,44 @@ def test_scores_far_apart_neither_overflow_nor_vanish(cpu, rng, L):
     np.testing.assert_allclose(equal, 1, rtol=1e-6)
 
 
+def gradients(backend, g, q, k, v, bias=None, causal=False, scale=None):
+    return backend.bind(TABLE["attention_grad"], (g, q, k, v, bias), {"causal": causal, "scale": scale})
+
+
+@pytest.mark.parametrize("L, S", [(1, 1), (3, 40), (70, 70), (130, 600), (40, 9)])
+@pytest.mark.parametrize("H, Hkv, D, Dv", [(2, 2, 64, 64), (6, 2, 40, 24), (3, 1, 33, 7)])
+def test_gradients(cpu, rng, L, S, H, Hkv, D, Dv):
+    q, k, v = qkv(rng, 2, L, S, H, Hkv, D, Dv)
+    g = normal(rng, 2, L, H, Dv)
+    for causal, masked in ((False, False), (True, False), (False, True), (True, True)):
+        bias = None
+        if masked:
+            bias = np.where(rng.random((2, 1, L, S)) < 0.3, -np.inf, 0.5).astype(np.float32)
+            bias[0, :, 0] = -np.inf
+        before = stats().get("cpu.attention_grad", 0)
+        found = gradients(cpu, g, q, k, v, bias, causal=causal)
+        assert stats()["cpu.attention_grad"] == before + 1
+        wide = [None if x is None else x.astype(np.float64) for x in (g, q, k, v, bias)]
+        for got, want in zip(found, gradients(REFERENCE, *wide, causal=causal), strict=True):
+            assert got.dtype == np.float32
+            # sums of up to 600 terms of size 10, each off by a few u: 1e-6 of the largest gradient
+            np.testing.assert_allclose(got, want, rtol=0, atol=3e-6 * (1 + np.abs(want).max()))
+
+
+def test_gradients_of_views_in_half_precision_and_with_other_scales(cpu, rng):
+    fused = normal(rng, 2, 50, 12, 40)
+    g = normal(rng, 2, 50, 4, 80)[..., ::2]
+    q, k, v = fused[:, :, :4], fused[:, :, 4:8], fused[:, :, 8:]
+    for dtype in ("float32", "bfloat16", "float16"):
+        args = [x.astype(zoo.dtype(dtype)) for x in (g, q, k, v)] if dtype != "float32" else [g, q, k, v]
+        found = gradients(cpu, *args, causal=True, scale=0.3)
+        wanted = gradients(REFERENCE, *(x.astype(np.float64) for x in args), causal=True, scale=0.3)
+        for got, want in zip(found, wanted, strict=True):
+            assert got.dtype == args[0].dtype
+            size = np.abs(want).max()
+            np.testing.assert_allclose(got.astype(np.float64), want, rtol=0, atol=BOUND[dtype] * (1 + size))
+
+
 def test_the_number_of_threads_changes_no_bit(cpu, rng, restore_threads):
     cases = [(qkv(rng, *s), causal) for s in [(2, 1, 900, 8, 2, 40), (1, 150, 600, 3, 1, 24), (3, 20, 20, 4, 4, 16),
                                               (1, 5, 700, 2, 2, 64)] for causal in (False, True)]  # fmt: skip
@@ -209,6 +247,8 @@ def test_the_number_of_threads_changes_no_bit(cpu, rng, restore_threads):
     for threads in (1, 2, 5):
         native.set_threads(threads)
         results.append([attention(cpu, *args, causal=causal) for args, causal in cases])
+        for (q, k, v), causal in cases:
+            results[-1] += gradients(cpu, q[..., : v.shape[3]], q, k, v, causal=causal)
     for other in results[1:]:
         for first, second in zip(results[0], other, strict=True):
             np.testing.assert_array_equal(first, second)
@@ -255,3 +295,12 @@ def test_wrong_arguments_are_refused_before_any_memory_is_touched(rng):
     ]:
         with pytest.raises(ValueError):
             native.attention(*bad)
+    dq, dk = np.zeros_like(q), np.zeros_like(k)
+    native.attention_gradient(q, q, k, v, dq, dk, dk.copy())
+    for bad in [
+        (q[:, :2], q, k, v, dq, dk, dk.copy()),
+        (q, q, k, v, dk, dk, dk.copy()),
+        (q, q, k, v, dq, dk, dk[..., :3]),
+    ]:
+        with pytest.raises(ValueError):
+            native.attention_gradient(*bad)

@@ -11,7 +11,7 @@ contract     matmul conv window_max window_sum            composite: window_max_
 quant        quantize dequantize qmatmul                  composite: qlinear
 nn           linear conv_bias_act attention rope softmax log_softmax cross_entropy gelu gelu_tanh quick_gelu swiglu
              embedding upsample dropout adamw_step activation_grad swiglu_grad softmax_grad log_softmax_grad
-             cross_entropy_grad
+             cross_entropy_grad attention_grad
 norm         rms_norm layer_norm group_norm batch_norm batch_norm_train rms_norm_grad group_norm_grad
              (nn and norm: all composites)
 """

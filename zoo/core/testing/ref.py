@@ -235,6 +235,23 @@ def attention(
     return y
 
 
+def attention_grad(q: Array, k: Array, v: Array, g: Array, causal: bool) -> tuple[Array, Array, Array]:
+    """Query by query and key by key, by the chain rule, where g flows into attention's result."""
+    B, L, H, D = q.shape
+    S, shared, scale = k.shape[1], H // k.shape[2], 1 / math.sqrt(D)
+    dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
+    for b, l, h in np.ndindex(B, L, H):
+        seen = np.arange(max(0, l + 1 + S - L) if causal else S)
+        if len(seen):
+            keys, values = k[b, seen, h // shared], v[b, seen, h // shared]
+            weights = softmax(scale * keys @ q[b, l, h])
+            slopes = (np.diag(weights) - np.outer(weights, weights)) @ (values @ g[b, l, h]) * scale
+            dq[b, l, h] = slopes @ keys
+            dk[b, seen, h // shared] += np.outer(slopes, q[b, l, h])
+            dv[b, seen, h // shared] += np.outer(weights, g[b, l, h])
+    return dq, dk, dv
+
+
 def rope(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
     """Each pair of channels as one complex number, turned."""
     y, half = x.copy(), cos.shape[-1]

@@ -28,4 +28,5 @@ ELSEWHERE = {
     "cross_entropy_grad": "no face: the gradient of cross_entropy",
     "rms_norm_grad": "no face: the gradient of rms_norm",
     "group_norm_grad": "no face: the gradient of group_norm, layer_norm and batch_norm_train",
+    "attention_grad": "no face: the gradient of attention",
 }

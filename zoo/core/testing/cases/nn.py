@@ -8,6 +8,8 @@ import numpy as np
 
 from zoo.core import ops
 from zoo.core.dtype import FLOATS, bfloat16, float16, float32, float64, int32
+from zoo.core.prims import TABLE
+from zoo.core.tensor import bind
 from zoo.core.testing import ref
 from zoo.core.testing.case import Case
 from zoo.core.testing.tol import ACTIVATED, CONTRACTION, EXACT, GRADIENT, Tol, nmse, ulp
@@ -25,6 +27,9 @@ HALVES_TWICE = ulp(
 # weights of attention are near 1/S and their errors independent: a mean of values that were each rounded
 ATTENTION = nmse(
     1e-11, 1e-6, 5e-5, 1e-27, "two products and a softmax in float32; fast kernels may round weights to the dtype of v"
+)
+ATTENTION_GRAD = nmse(
+    1e-11, 1e-6, 5e-5, 1e-27, "four products and a softmax in float32, and a difference from a mean that may cancel"
 )
 
 
@@ -226,6 +231,27 @@ ATTENTIONS = [
 ]
 
 
+def _attention_grad(label: str, q: Any, kv: Any, Dv: int, causal: bool = False) -> Case:
+    B, S, Hkv, _ = kv
+
+    def grad(q: Any, k: Any, v: Any, g: Any) -> Any:
+        return bind(TABLE["attention_grad"], g, q, k, v, None, causal=causal, scale=None)
+
+    return Case(
+        f"attention_grad{label}", grad, lambda r: (r.f(*q), r.f(*kv), r.f(B, S, Hkv, Dv), r.f(*q[:3], Dv)),
+        lambda q, k, v, g: ref.attention_grad(q, k, v, g, causal), ATTENTION_GRAD, nan=False, second=False,
+        spread=False,
+    )  # fmt: skip
+
+
+ATTENTION_GRADS = [
+    _attention_grad("", (2, 3, 2, 4), (2, 5, 2, 4), 7),
+    _attention_grad("[causal, grouped]", (1, 4, 4, 4), (1, 6, 2, 4), 4, causal=True),
+    _attention_grad("[causal, more queries than keys]", (1, 5, 2, 4), (1, 3, 1, 4), 4, causal=True),
+    _attention_grad("[empty queries]", (1, 0, 2, 4), (1, 3, 1, 4), 4),
+]
+
+
 def _rope(label: str, x: tuple[int, ...], angles: tuple[int, ...], interleaved: bool = False) -> Case:
     def args(r: Any) -> tuple[Any, ...]:
         turn = r.rng.uniform(0, 6, angles)
@@ -289,4 +315,4 @@ OTHERS = [
          lambda *a: ref.adamw(*a, **_ADAMW), EXACT, dtypes=(float32,), grad=False),
 ]  # fmt: skip
 
-CASES: list[Case] = [*ACTIVATIONS, *SOFTMAX, *NORMS, *TRAINED, *LINEAR, *ATTENTIONS, *ROPE, *OTHERS]
+CASES: list[Case] = [*ACTIVATIONS, *SOFTMAX, *NORMS, *TRAINED, *LINEAR, *ATTENTIONS, *ATTENTION_GRADS, *ROPE, *OTHERS]

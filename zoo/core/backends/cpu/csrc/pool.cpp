@@ -143,9 +143,9 @@ struct Pool {
         done.store(0, std::memory_order_relaxed);
         word.store(static_cast<uint64_t>(count) << 32, std::memory_order_seq_cst);
         if (asleep.load(std::memory_order_seq_cst) > 0) {
-            std::lock_guard<std::mutex> lock(mutex);
+            { std::lock_guard<std::mutex> lock(mutex); }  // who has looked for a task and found none is waiting by now
             const i64 sleepers = std::min<i64>(asleep.load(), count - 1);
-            for (i64 i = 0; i < sleepers; i++) wake.notify_one();
+            for (i64 i = 0; i < sleepers; i++) wake.notify_one();  // without the lock, which it would have to wait for
         }
         work_off();
         const auto start = std::chrono::steady_clock::now();

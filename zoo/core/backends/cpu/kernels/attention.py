@@ -16,15 +16,33 @@ def attention(b: Any, q: Any, k: Any, v: Any, bias: Any, *, causal: bool, scale:
         return NotImplemented
     if k.dtype is not v.dtype or k.dtype not in WEIGHTS:
         k, v = k.astype(F32), v.astype(F32)
-    if bias is not None:
-        bias = np.broadcast_to(_aligned(bias.astype(F32, copy=False)), (q.shape[0], q.shape[2], q.shape[1], k.shape[1]))
     out = np.empty((*q.shape[:3], v.shape[3]), q.dtype)
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
     b.native.attention(
-        _heads(q), _heads(k), _heads(v), bits(out), bias, causal, scale, WEIGHTS[q.dtype], WEIGHTS[k.dtype]
+        _heads(q), _heads(k), _heads(v), bits(out), _bias(bias, q, k), causal, scale, WEIGHTS[q.dtype],
+        WEIGHTS[k.dtype],
     )  # fmt: skip
     count("cpu.attention")
     return out
+
+
+def attention_grad(b: Any, g: Any, q: Any, k: Any, v: Any, bias: Any, *, causal: bool,
+                   scale: float | None) -> Any:  # fmt: skip
+    if any(x.dtype not in WEIGHTS for x in (q, k, v)) or any(0 in x.shape for x in (q, k, v)):
+        return NotImplemented
+    wide = [_heads(x.astype(F32, copy=False)) for x in (g, q, k, v)]
+    found = [np.empty(x.shape, F32) for x in (q, k, v)]
+    scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
+    b.native.attention_gradient(*wide, *found, _bias(bias, q, k), causal, scale)
+    count("cpu.attention_grad")
+    return tuple(d.astype(x.dtype, copy=False) for d, x in zip(found, (q, k, v), strict=True))
+
+
+def _bias(bias: Any, q: Any, k: Any) -> Any:
+    """float32, with the axes (B, H, L, S), along which it may be the same: a view."""
+    if bias is None:
+        return None
+    return np.broadcast_to(_aligned(bias.astype(F32, copy=False)), (q.shape[0], q.shape[2], q.shape[1], k.shape[1]))
 
 
 def _heads(array: Any) -> Any:
@@ -39,4 +57,4 @@ def _aligned(array: Any) -> Any:
     return array if whole else array.copy()
 
 
-KERNELS: Kernels = {"attention": attention}
+KERNELS: Kernels = {"attention": attention, "attention_grad": attention_grad}

@@ -15,10 +15,12 @@ namespace {
 
 #include "decode.h"
 
+#include "gradient.h"
+
 void attention(const Attention& a) { a.L * a.G <= DECODE_ROWS ? decode(a) : prefill(a); }
 }  // namespace
 
 extern const AttentionKernels FAMILY_TABLE(attention);
-constexpr AttentionKernels FAMILY_TABLE(attention) = {attention};
+constexpr AttentionKernels FAMILY_TABLE(attention) = {attention, gradient};
 
 }  // namespace zoo

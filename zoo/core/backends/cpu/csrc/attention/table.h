@@ -22,8 +22,16 @@ struct Attention {
     float scale;
 };
 
+// Gradients in q, k and v; everything float32. forward.y is not used.
+struct AttentionGradient {
+    Attention forward;
+    Heads g;              // what flows in, (B, L, H, Dv)
+    float *dq, *dk, *dv;  // contiguous, shaped as q, k and v
+};
+
 struct AttentionKernels {
     void (*attention)(const Attention&);
+    void (*gradient)(const AttentionGradient&);
 };
 
 }  // namespace zoo

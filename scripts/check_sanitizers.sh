@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Builds the native kernels with sanitizers in a temporary folder, and runs their tests there.
+#     scripts/check_sanitizers.sh [address,undefined | thread] [pytest arguments]
+# Needs GCC, CMake, and a Python (PYTHON=..., else python3) with nanobind, numpy and pytest. Leaks are not looked for: Python
+# keeps much until it ends. Five to ten minutes on two cores, most of it compiling.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+sanitize="${1:-address,undefined}"
+shift || true
+python="${PYTHON:-$(command -v python3)}"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+CXX=g++ cmake -S . -B "$work/build" -DPython_EXECUTABLE="$python" -DZOO_SANITIZE="$sanitize" > "$work/cmake.log" || { cat "$work/cmake.log"; exit 1; }
+cmake --build "$work/build" -j "${JOBS:-2}" > "$work/build.log" 2>&1 || { tail -50 "$work/build.log"; exit 1; }
+cp -r zoo tests pyproject.toml "$work"
+rm -f "$work"/zoo/core/backends/cpu/_native*
+cp "$work"/build/_native* "$work/zoo/core/backends/cpu/"
+
+# the interpreter knows nothing of sanitizers, so their libraries come first; libstdc++ too, for they watch what it throws
+library() { g++ -print-file-name="$1"; }
+case "$sanitize" in
+    *thread*) preload="$(library libtsan.so) $(library libstdc++.so)" ;;
+    *) preload="$(library libasan.so) $(library libubsan.so) $(library libstdc++.so)" ;;
+esac
+export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 TSAN_OPTIONS=halt_on_error=1
+cd "$work"
+# memory where the sanitizers expect it: the same addresses in every run
+[ $# -gt 0 ] || set -- tests/core/test_*native*.py tests/core/test_pool.py
+setarch -R env LD_PRELOAD="$preload" PYTHONPATH="$work" "$python" -m pytest -q -x -p no:cacheprovider "$@"
