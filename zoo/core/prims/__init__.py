@@ -9,19 +9,20 @@ view         reshape permute_dims expand slice pad flip concat
 index        take gather scatter_add update_slice topk    composite: sort
 contract     matmul conv window_max window_sum            composite: window_max_grad
 quant        quantize dequantize qmatmul                  composite: qlinear
-nn           linear conv_bias_act attention rope softmax log_softmax cross_entropy gelu gelu_tanh quick_gelu swiglu
+nn           linear conv_bias_act softmax log_softmax cross_entropy gelu gelu_tanh quick_gelu swiglu
              embedding upsample dropout adamw_step activation_grad swiglu_grad softmax_grad log_softmax_grad
-             cross_entropy_grad attention_grad
+             cross_entropy_grad
+attention    attention attention_grad rope
 norm         rms_norm layer_norm group_norm batch_norm batch_norm_train rms_norm_grad group_norm_grad
-             (nn and norm: all composites)
+             (nn, attention and norm: all composites)
 """
 
 from __future__ import annotations
 
 from zoo.core.prim import Prim
-from zoo.core.prims import contract, elementwise, index, nn, norm, quant, reduce, source, view
+from zoo.core.prims import attention, contract, elementwise, index, nn, norm, quant, reduce, source, view
 
-GROUPS = (source, elementwise, reduce, view, index, contract, quant, nn, norm)
+GROUPS = (source, elementwise, reduce, view, index, contract, quant, nn, attention, norm)
 
 
 def _rows() -> dict[str, Prim]:
