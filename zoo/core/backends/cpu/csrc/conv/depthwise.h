@@ -70,6 +70,10 @@ void depthwise_task(void* context, i64 index) {
             i64 q = 0;
             for (; q < q0; q++) depthwise_pixels<1>(c, lines, job.w, zeros, k, q, y, residual);
             for (; q + DP <= q1; q += DP) depthwise_pixels<DP>(c, lines, job.w, zeros, k, q, y, residual);
+            if (q < q1 && q1 - q0 >= DP) {  // some once more: as fast as a single pixel, whose FMA wait for each other
+                depthwise_pixels<DP>(c, lines, job.w, zeros, k, q1 - DP, y, residual);
+                q = q1;
+            }
             for (; q < c.out[1]; q++) depthwise_pixels<1>(c, lines, job.w, zeros, k, q, y, residual);
         }
     }
