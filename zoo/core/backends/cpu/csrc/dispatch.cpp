@@ -16,7 +16,8 @@ namespace zoo {
     extern const ProbeKernels probe_##isa; \
     extern const RowsKernels rows_##isa; \
     extern const QuantKernels quant_##isa; \
-    static constexpr KernelTable table_##isa = {#isa, &gemm_##isa, &conv_##isa, &attention_##isa, &probe_##isa, &rows_##isa, &quant_##isa};
+    extern const TileKernels tiles_##isa; \
+    static constexpr KernelTable table_##isa = {#isa, &gemm_##isa, &conv_##isa, &attention_##isa, &probe_##isa, &rows_##isa, &quant_##isa, &tiles_##isa};
 #if defined(__x86_64__)
 DECLARE(baseline)
 DECLARE(avx2)

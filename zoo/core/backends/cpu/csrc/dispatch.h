@@ -6,8 +6,9 @@
 #include "conv/table.h"
 #include "gemm/table.h"
 #include "probe/table.h"
-#include "rows/table.h"
 #include "quant/table.h"
+#include "rows/table.h"
+#include "tiles/table.h"
 
 namespace zoo {
 
@@ -20,6 +21,7 @@ struct KernelTable {
     const ProbeKernels* probe;
     const RowsKernels* rows;
     const QuantKernels* quant;
+    const TileKernels* tiles;
 };
 
 const KernelTable& kernels();         // those in use

@@ -8,6 +8,7 @@ void bind_attention(nb::module_&);
 void bind_probe(nb::module_&);
 void bind_rows(nb::module_&);
 void bind_quant(nb::module_&);
+void bind_tiles(nb::module_&);
 }  // namespace zoo
 
 NB_MODULE(_native, m) {
@@ -23,4 +24,5 @@ NB_MODULE(_native, m) {
     zoo::bind_probe(m);
     zoo::bind_rows(m);
     zoo::bind_quant(m);
+    zoo::bind_tiles(m);
 }
