@@ -13,12 +13,14 @@ import numpy as np
 
 from zoo.core.device import device as device_of
 from zoo.core.errors import DeviceError
+from zoo.core.fusion import Fusion
 from zoo.core.prim import Kind, Ops, Prim
 
 
 @functools.cache
 def device_names() -> tuple[list[str], dict[str, str]]:
-    """Devices to test on this machine ("cpu:avx2" forces an instruction set), and why others cannot be."""
+    """Devices to test on this machine ("cpu:avx2" forces an instruction set, "fusion" is Fusion(cpu)), and why others
+    cannot be."""
     usable: list[str] = []
     missing: dict[str, str] = {}
     for kind in ("numpy", "cpu", "cuda"):
@@ -27,7 +29,7 @@ def device_names() -> tuple[list[str], dict[str, str]]:
         except DeviceError as e:
             missing[kind] = str(e)
         else:
-            usable += [f"cpu:{isa}" for isa in device.native.isas()] if kind == "cpu" else [kind]
+            usable += [*(f"cpu:{isa}" for isa in device.native.isas()), "fusion"] if kind == "cpu" else [kind]
     return usable, missing
 
 
@@ -41,6 +43,10 @@ def native_ops() -> set[str]:
 @contextmanager
 def opened(name: str) -> Iterator[Any]:
     kind, _, isa = name.partition(":")
+    if name == "fusion":
+        with recording_all() as fusion:
+            yield fusion
+        return
     if kind != "cpu":
         yield device_of(name)
         return
@@ -51,6 +57,18 @@ def opened(name: str) -> Iterator[Any]:
         yield device
     finally:
         device.native.set_isa(before)
+
+
+@contextmanager
+def recording_all(inner: Any = "cpu") -> Iterator[Fusion]:
+    """Fusion(inner), recording ops however few numbers they have."""
+    fusion = Fusion(inner)
+    before = fusion.small
+    fusion.small = 0
+    try:
+        yield fusion
+    finally:
+        fusion.small = before
 
 
 class Checked:
