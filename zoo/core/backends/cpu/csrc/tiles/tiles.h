@@ -8,6 +8,14 @@
 // roof      memory: a chain of n operations reads its inputs and writes its outputs once, where n calls read and write n times.
 // threads   tasks of at least 32768 numbers. Each row is reduced by one thread in one order: bits do not depend on threads.
 
+#if defined(ZOO_AVX512)
+constexpr vf LANES = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif defined(ZOO_AVX2)
+constexpr vf LANES = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+constexpr vf LANES = {0, 1, 2, 3};
+#endif
+
 struct Value {
     const float* p;
     bool one;  // a single number stands for all lanes
@@ -64,24 +72,26 @@ __attribute__((noinline)) void calculate(int code, float* y, i64 n, Value a, Val
 #undef CASE
 }
 
-// One row. A maximum of numbers with a NaN among them is NaN.
+// One row, by a tree from the lanes on: a sum of 2^k equal numbers is exact. A maximum of numbers with a NaN among them is NaN.
 __attribute__((noinline)) float reduce(int code, Value v, i64 n) {
     const bool sum = code == TILE_SUM, largest = code == TILE_MAX;
     const auto join = [&](vf m, vf x) INLINE_LAMBDA { return sum ? m + x : select((largest ? x > m : x < m) | (x != x), x, m); };
-    const vf start = splat(sum ? 0.0f : v.p[0]), same = splat(v.p[0]);
+    const vf same = splat(v.p[0]), start = sum ? vf{} : same;
     vf part[4] = {start, start, start, start};
     i64 i = 0;
     for (; i + 4 * W <= n; i += 4 * W) UNROLL for (int k = 0; k < 4; k++) part[k] = join(part[k], v.one ? same : load(v.p + i + k * W));
-    for (; i + W <= n; i += W) part[0] = join(part[0], v.one ? same : load(v.p + i));
-    float r[W + 1];
+    for (; i < n; i += W) {
+        const vf filled = load_first(v.p + (v.one ? 0 : i), v.one ? 1 : n - i);
+        const vi there = LANES < splat((float)(n - i));
+        part[0] = join(part[0], select(there, v.one ? same : filled, start));
+    }
+    float r[W];
     store(r, join(join(part[0], part[1]), join(part[2], part[3])));
-    int count = 1;
-    const auto add = [&](float x) {
-        if (sum) r[0] += x;
-        else if ((largest ? x > r[0] : x < r[0]) || x != x) r[0] = x;
-    };
-    for (; count < W; count++) add(r[count]);
-    for (; i < n; i++) add(v.p[v.one ? 0 : i]);
+    for (int half = W / 2; half; half /= 2)
+        for (int k = 0; k < half; k++) {
+            const float m = r[k], x = r[k + half];
+            r[k] = sum ? m + x : (largest ? x > m : x < m) || x != x ? x : m;
+        }
     return r[0];
 }
 
