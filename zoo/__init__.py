@@ -38,6 +38,7 @@ from zoo.core.errors import (
     WeightsError,
     ZooError,
 )
+from zoo.core.fusion import Fusion, fused
 from zoo.core.stats import stats
 from zoo.core.tensor import Tensor, from_dlpack, tensor
 
@@ -63,6 +64,7 @@ __all__ = [
     "DeviceError",
     "DownloadError",
     "DtypeError",
+    "Fusion",
     "Gradients",
     "NotDifferentiable",
     "ShapeError",
@@ -77,6 +79,7 @@ __all__ = [
     "float32",
     "float64",
     "from_dlpack",
+    "fused",
     "int8",
     "int16",
     "int32",

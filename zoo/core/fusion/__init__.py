@@ -1,4 +1,4 @@
-"""Fusion: elementwise chains in one pass over memory. `Fusion(device)` is a device; `fused(fn)` uses it for one function."""
+"""Elementwise chains in one pass over memory: `Fusion(device)` is a device, `fused(fn)` uses it for one function."""
 
 from __future__ import annotations
 

@@ -16,22 +16,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 def fused(fn: F) -> F:
     """`fn`, whose positional arguments are tensors and numbers and whose result is a tensor or a tuple of tensors (or
     None), on Fusion(device): what it calculates elementwise is calculated in one pass. Results are on the device of the
-    arguments, calculated. On a device without a tile interpreter, and for tensors of several devices, `fn` itself."""
+    arguments, calculated. `fn` itself where that is no gain: few numbers, tensors of several devices, no interpreter."""
 
     @functools.wraps(fn)
     def run(*args: Any, **settings: Any) -> Any:
         devices = {a.device for a in args if isinstance(a, Tensor)}
         if len(devices) != 1:
             return fn(*args, **settings)
-        (device,) = devices
-        if not hasattr(device, "native"):
+        fusion = Fusion(devices.pop())
+        if fusion.tiles is None or max(a.size for a in args if isinstance(a, Tensor)) < fusion.small:
             return fn(*args, **settings)
-        fusion = Fusion(device)
         out = fn(*(Tensor(a.handle, fusion) if isinstance(a, Tensor) else a for a in args), **settings)
         results = out if type(out) is tuple else (out,)
         handles = [r.handle for r in results if isinstance(r, Tensor)]
         fusion.force([h.node for h in handles if type(h) is Lazy])
-        plain = tuple(Tensor(fusion.value(r.handle), device) if isinstance(r, Tensor) else r for r in results)
+        plain = tuple(Tensor(fusion.value(r.handle), fusion.inner) if isinstance(r, Tensor) else r for r in results)
         return plain if type(out) is tuple else plain[0]
 
     return run  # type: ignore[return-value]

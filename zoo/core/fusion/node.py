@@ -39,7 +39,7 @@ class Node:
         """The value is known; what it was made from is let go. In this order, since other threads may be looking: who
         finds no arguments finds the value."""
         self.value = value
-        self.args = ()
+        self.args = []
 
 
 def _nobody() -> None:

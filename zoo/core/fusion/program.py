@@ -18,6 +18,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from zoo.core.dtype import dtype
 from zoo.core.prims import TABLE
 
 Op = tuple[Any, ...]
@@ -37,6 +38,7 @@ REDUCTIONS = {"sum": "SUM", "max": "MAX", "min": "MIN"}
 REGISTERS, ROWS, NUMBERS, INPUTS, OUTPUTS = 16, 16, 32, 16, 8
 FIRST_ROW, FIRST_NUMBER = REGISTERS, REGISTERS + ROWS
 STORED = {"float32": 0, "bfloat16": 1, "float16": 2, "bool": 3, "int8": 4, "uint8": 5, "int32": 6}
+NAMES = {dtype(name): name for name in STORED}  # numpy works a dtype's name out anew each time
 
 Tree = Any  # ("code", tree, ...), an argument's place, or a number
 
@@ -53,8 +55,8 @@ def tree(name: str) -> Tree | None:
         match e:
             case ast.Name(id=name) if name in places:
                 return places.index(name)
-            case ast.Constant(value=int() | float()):
-                return float(e.value)
+            case ast.Constant(value=(int() | float()) as value):
+                return float(value)
             case ast.UnaryOp(op=ast.USub()):
                 return ("NEG", translate(e.operand))
             case ast.BinOp() if type(e.op) in BINARY:
@@ -76,7 +78,7 @@ class Value(NamedTuple):
     """What a step reads or writes: a number, or a register that is not chosen yet."""
 
     kind: str  # "number", "row", "tile"
-    index: int
+    name: int
 
 
 class Step(NamedTuple):
@@ -214,7 +216,7 @@ def _allocated(segments: list[tuple[bool, list[Step]]]) -> tuple[list[tuple[Step
     written = []
     most = {"tile": 0, "row": FIRST_ROW}
     for at, step in enumerate(step for _, steps in segments for step in steps):
-        used = {v: place[v] if v.kind != "number" else FIRST_NUMBER + v.index for v in step.args if isinstance(v, Value)}
+        used = {v: place[v] if v.kind != "number" else FIRST_NUMBER + v.name for v in step.args if isinstance(v, Value)}
         for v in [v for v in place if last[v] <= at]:
             free[v.kind].append(place.pop(v))
         if isinstance(step.out, Value):
@@ -255,7 +257,7 @@ def compiled(native: Any, ops: tuple[Op, ...], outputs: tuple[tuple[int, str], .
         segments.append((int(row), at, at + size))
         at += size
     types = [STORED[ops[i][2]] for i in writer.leaves]
-    results = [(STORED[dtype], int(writer.ops[i][1])) for i, dtype in outputs]
+    results = [(STORED[name], int(writer.ops[i][1])) for i, name in outputs]
     by_rows = any(op[1] for op in ops)
     program = native.TileProgram(bytes(written), segments, types, results, registers, rows, by_rows, whole and by_rows)
     return Program(program.run, writer.constants)

@@ -1,7 +1,7 @@
 """Regions: what of the record is calculated together, in canonical form.
 
-A region lives in a space, a shape whose last axis are the columns. Its values are full (one for each place) or rows (one
-for each row, with or without the last axis of size 1). It is grown backwards from the values asked for, and ends at
+A region lives in a space, a shape whose last axis are the columns. Its values are full (one for each place) or rows
+(one for each row, with or without the last axis of size 1). It is grown backwards from the values asked for, and ends at
 what is calculated already, at values of other shapes, and at reductions of another space. Places in the list of ops are
 the names of values; inputs and numbers are listed apart: two regions of equal ops run the same program.
 """
@@ -14,15 +14,16 @@ import numpy as np
 
 from zoo.core.dtype import HALVES
 from zoo.core.fusion.node import Node
-from zoo.core.fusion.program import Op
+from zoo.core.fusion.program import NAMES, Op
 from zoo.core.prim import Kind
 
 ALIASES = ("expand", "reshape")
 # one step of work: calculated again where it is needed again, which costs less than a pass over memory
 CHEAP = frozenset(
-    "neg abs add sub mul maximum minimum square relu cast where equal not_equal less less_equal greater greater_equal"
-    " logical_not logical_and logical_or isnan expand reshape".split()
-)
+    ("neg", "abs", "add", "sub", "mul", "maximum", "minimum", "square", "relu", "cast", "where", "equal", "not_equal",
+     "less", "less_equal", "greater", "greater_equal", "logical_not", "logical_and", "logical_or", "isnan", "expand",
+     "reshape")
+)  # fmt: skip
 
 
 class Region:
@@ -57,7 +58,7 @@ class Region:
         if key not in self.found:
             if type(array) is not np.ndarray:
                 array = np.asarray(array)
-            self.found[key] = self._op("leaf", row, array.dtype.name)
+            self.found[key] = self._op("leaf", row, NAMES[array.dtype])
             self.inputs.append(array[..., None] if bare and array.ndim else array)
         return self.found[key]
 
@@ -114,7 +115,7 @@ class Region:
             total = self._op("sum", True, "", below)
             place = self._op("div", True, "", total, self._number(float(self.space[-1])))
         if self._rounding(node):
-            place = self._op(node.dtype.name, True, "", place)
+            place = self._op(NAMES[node.dtype], True, "", place)
         self.found[node] = place
         self.nodes.append((node, place))
         return place
@@ -136,7 +137,7 @@ class Region:
     def _calculated(self, node: Any, operands: list[int], row: bool) -> int:
         name, rounding = node.prim.name, self._rounding(node)
         if name == "cast":  # registers hold float32
-            to = node.dtype.name
+            to = NAMES[node.dtype]
             place = operands[0] if to == "float32" else self._op(to, row, "", *operands)
         else:
             place = self._op(name, row, rounding, *operands)
@@ -153,7 +154,7 @@ class Region:
     def _rounding(self, node: Any) -> str:
         """A half-precision value that more than one reader may see is the same for all of them; within a chain, float32
         is kept."""
-        return node.dtype.name if node.dtype in HALVES and (node.uses > 1 or node.handle() is not None) else ""
+        return NAMES[node.dtype] if node.dtype in HALVES and (node.uses > 1 or node.handle() is not None) else ""
 
     # results
 
