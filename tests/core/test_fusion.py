@@ -1,4 +1,4 @@
-"""Fusion: what is recorded, when and in how many passes it is calculated, and that the values are the inner device's."""
+"""Fusion: what is recorded, when and in how many passes it is calculated, and its values against the inner device."""
 
 from __future__ import annotations
 
@@ -487,6 +487,33 @@ def test_fused_leaves_nothing_waiting():
     autodiff = zoo.Autodiff(CPU)
     v = a.to(autodiff)
     np.testing.assert_allclose(ops.sum(blend(v, v * 0, 0.25)[0]).backward()[v].numpy(), 0.75, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        zoo.train.SGD(0.9, weight_decay=0.1),
+        zoo.train.SGD(0.9, nesterov=True),
+        zoo.train.SGD(),
+        zoo.train.RMSprop(momentum=0.9, centered=True),
+        zoo.train.RMSprop(),
+    ],
+    ids=lambda o: str(o.describe()),
+)
+def test_optimizers_take_one_pass_for_each_step(optimizer):
+    """And move as they do where nothing is fused."""
+    arrays = draw((30, 20), (30, 20), (30, 20))
+
+    def moved(device):
+        (p, *gradients), memory = on(device, *arrays), {}
+        for g in gradients:
+            p = optimizer.move(p, g, memory, 0.01, 0.1)
+        return [p.numpy(), *(memory[name].numpy() for name in sorted(memory))]
+
+    with runs(2):
+        found = moved(CPU)
+    for a, b in zip(found, moved(device_of("numpy")), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
 
 PROGRAM = """

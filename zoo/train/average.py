@@ -6,8 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.core.dtype import is_float
+from zoo.core.fusion import fused
 from zoo.core.tensor import Tensor
 from zoo.nn import Module
+
+
+@fused
+def _blend(old: Tensor, new: Tensor, share: float) -> Tensor:
+    return old + (new - old) * share
 
 
 class Average:
@@ -26,8 +32,7 @@ class Average:
         self.steps += 1
         for path, tensor in model.state().items():
             new, old = tensor.to(device), self.values.get(path)
-            blend = old is not None and is_float(new.dtype)
-            self.values[path] = old + (new - old) * share if blend else new
+            self.values[path] = new if old is None or not is_float(new.dtype) else _blend(old, new, share)
 
     def load(self, values: Mapping[str, Tensor], steps: int) -> None:
         self.values, self.steps = dict(values), steps

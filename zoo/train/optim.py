@@ -15,6 +15,7 @@ import numpy as np
 from zoo.core import ops
 from zoo.core.dtype import compute_dtype
 from zoo.core.errors import WeightsError
+from zoo.core.fusion import fused
 from zoo.core.tensor import Tensor, tensor
 from zoo.nn import Module
 
@@ -102,13 +103,19 @@ class SGD(Optimizer):
         self.momentum, self.nesterov = momentum, nesterov
 
     def move(self, p: Tensor, g: Tensor, memory: dict[str, Any], lr: float, decay: float) -> Tensor:
+        p, v = self._moved(p, g, memory.get("momentum_buffer"), lr, decay)
+        if v is not None:
+            memory["momentum_buffer"] = v
+        return p
+
+    @fused
+    def _moved(self, p: Tensor, g: Tensor, v: Tensor | None, lr: float, decay: float) -> tuple[Tensor, Tensor | None]:
         if decay:
             g = g + p * decay
         if self.momentum:
-            v = memory.get("momentum_buffer")
-            v = memory["momentum_buffer"] = g if v is None else v * self.momentum + g
+            v = g if v is None else v * self.momentum + g
             g = g + v * self.momentum if self.nesterov else v
-        return p - g * lr
+        return p - g * lr, v
 
 
 class AdamW(Optimizer):
@@ -163,17 +170,27 @@ class RMSprop(Optimizer):
         if decay:
             g = g + p * decay
         if not memory:
-            names = (
+            moments = (
                 "square_avg",
                 *(["grad_avg"] if self.centered else []),
                 *(["momentum_buffer"] if self.momentum else []),
             )
-            memory.update({name: _zeros(p) for name in names})
-        square = memory["square_avg"] = memory["square_avg"] * self.alpha + g * g * (1 - self.alpha)
-        if self.centered:
-            mean = memory["grad_avg"] = memory["grad_avg"] * self.alpha + g * (1 - self.alpha)
-            square = square - mean * mean
-        g = g / (ops.sqrt(square) + self.eps)
-        if self.momentum:
-            g = memory["momentum_buffer"] = memory["momentum_buffer"] * self.momentum + g
-        return p - g * lr
+            memory.update({name: _zeros(p) for name in moments})
+        names = ("square_avg", "grad_avg", "momentum_buffer")
+        square, mean, v = (memory.get(name) for name in names)
+        p, *found = self._moved(p, g, square, mean, v, lr)
+        memory.update({name: m for name, m in zip(names, found, strict=True) if m is not None})
+        return p
+
+    @fused
+    def _moved(
+        self, p: Tensor, g: Tensor, square: Any, mean: Tensor | None, v: Tensor | None, lr: float
+    ) -> tuple[Any, ...]:
+        square = size = square * self.alpha + g * g * (1 - self.alpha)
+        if mean is not None:
+            mean = mean * self.alpha + g * (1 - self.alpha)
+            size = square - mean * mean
+        g = g / (ops.sqrt(size) + self.eps)
+        if v is not None:
+            g = v = v * self.momentum + g
+        return p - g * lr, square, mean, v

@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def fused(fn: F) -> F:
     """`fn`, whose positional arguments are tensors and numbers and whose result is a tensor or a tuple of tensors (or
     None), on Fusion(device): what it calculates elementwise is calculated in one pass. Results are on the device of the
-    arguments, calculated. `fn` itself where that is no gain: few numbers, tensors of several devices, no interpreter."""
+    arguments, calculated. `fn` itself where that is no gain: few numbers, several devices, no interpreter."""
 
     @functools.wraps(fn)
     def run(*args: Any, **settings: Any) -> Any:

@@ -1,9 +1,9 @@
 """Regions: what of the record is calculated together, in canonical form.
 
 A region lives in a space, a shape whose last axis are the columns. Its values are full (one for each place) or rows
-(one for each row, with or without the last axis of size 1). It is grown backwards from the values asked for, and ends at
-what is calculated already, at values of other shapes, and at reductions of another space. Places in the list of ops are
-the names of values; inputs and numbers are listed apart: two regions of equal ops run the same program.
+(one for each row, with or without the last axis of size 1). It is grown backwards from the values asked for, and ends
+at what is calculated already, at values of other shapes, and at reductions of another space. Places in the list of ops
+are the names of values; inputs and numbers are listed apart: two regions of equal ops run the same program.
 """
 
 from __future__ import annotations
