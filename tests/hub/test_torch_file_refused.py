@@ -223,6 +223,15 @@ def test_legacy_files_that_do_not_agree_with_themselves(tmp_path):
     assert "in two ways" in refused(legacy(tmp_path / "a", twice)).why
 
 
+def test_a_length_that_is_a_lie_takes_no_memory(tmp_path):
+    legacy(tmp_path / "a", {"w": tensor()})
+    content = (tmp_path / "a").read_bytes()
+    at = content.index(b"\x80\x02", 2)  # the second program: its version
+    for opcode in (b"\x8e", b"\x8d"):  # BINBYTES8, BINUNICODE8
+        (tmp_path / "b").write_bytes(content[: at + 2] + opcode + (2**60).to_bytes(8, "little") + content[at + 2 :])
+        assert "damaged" in refused(tmp_path / "b").why or "truncated" in refused(tmp_path / "b").why
+
+
 def test_a_pickle_of_something_else(tmp_path):
     (tmp_path / "a").write_bytes(pickle.dumps(OrderedDict(a=1), 2))
     assert "not one of torch.save" in refused(tmp_path / "a").why

@@ -170,7 +170,7 @@ def _legacy(file: Bytes) -> tuple[dict[str, Stored], dict[str, Storage], list[st
             raise Refused(f"it is damaged: it describes the storage {storage.key[:80]!r} in two ways")
         return storage
 
-    program = io.BufferedReader(_Program(file), 1 << 12)
+    program = _Program(file)
     machine = Machine(NAMES, remember)
     first = machine.run(program)
     if type(first) is not int or first != MAGIC_NUMBER:
@@ -190,27 +190,29 @@ def _legacy(file: Bytes) -> tuple[dict[str, Stored], dict[str, Storage], list[st
     return tensors, stored, keys, program.tell()
 
 
-class _Program(io.RawIOBase):
-    """The beginning of a file, as a stream."""
+class _Program:
+    """The beginning of a file, as a stream for pickletools. What is read never takes more memory than there are bytes:
+    a length in a damaged file may say anything."""
 
     def __init__(self, file: Bytes):
         self._file, self._at = file, 0
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, self._file.size)[whence]
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        part = self._file[self._at : min(self._at + len(buffer), LIMIT_BYTES)]
-        buffer[: len(part)] = part
+    def read(self, count: int) -> bytes:
+        part = self._file[self._at : min(self._at + count, self._file.size, LIMIT_BYTES)]
         self._at += len(part)
-        return len(part)
+        return part
+
+    def readline(self) -> bytes:
+        line = b""
+        while piece := self.read(256):
+            line += piece
+            if (end := line.find(b"\n") + 1) > 0:
+                self._at -= len(line) - end
+                return line[:end]
+        return line
+
+    def tell(self) -> int:
+        return self._at
 
 
 def _legacy_places(file: MappedFile) -> dict[str, Place]:

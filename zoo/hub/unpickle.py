@@ -12,7 +12,7 @@ from __future__ import annotations
 import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 LIMIT_BYTES = 16 << 20
 """Of a program. Stable Diffusion 1.5, with 1,131 tensors, takes 0.2 MB."""
@@ -56,8 +56,9 @@ class Machine:
         self._names, self._persistent = names, persistent
         self._work = 0
 
-    def run(self, program: IO[bytes]) -> Any:
-        """The value that the program at the stream's position describes; the stream then stands behind it.
+    def run(self, program: Any) -> Any:
+        """The value that the program at the stream's position describes; the stream (read, readline, tell) then stands
+        behind it.
 
         Raises Refused.
         """
