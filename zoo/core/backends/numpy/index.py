@@ -41,7 +41,7 @@ def update_slice(b: Any, x: Any, update: Any, *, start: Any, donate: bool) -> An
 
 
 def topk(b: Any, x: Any, *, k: int) -> Any:
-    """By a stable sort of the negated values, so that of equal values the first comes first; NaN sorts first."""
+    """By a stable sort of the negated values, so that of equal values the first comes first, and NaN last."""
     wide = x.astype(float32) if x.dtype in HALVES else x
     keys = wide if wide.dtype.kind == "f" else wide.astype("int64")
     order = b.xp.argsort(-keys, axis=-1, kind="stable")[..., :k]
