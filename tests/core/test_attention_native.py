@@ -26,25 +26,6 @@ THREADS = native.threads()
 BOUND = {"float32": 5e-6, "bfloat16": 5 * 2.0**-8, "float16": 5 * 2.0**-11}
 
 
-@pytest.fixture(params=native.isas())
-def cpu(request):
-    before = native.isa()
-    native.set_isa(request.param)
-    yield CpuBackend()
-    native.set_isa(before)
-
-
-@pytest.fixture
-def restore_threads():
-    yield
-    native.set_threads(THREADS)
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def normal(rng, *shape, dtype="float32"):
     """Normal numbers with NaN on both sides in memory."""
     memory = np.full(math.prod(shape) + 34, np.nan, np.float32)

@@ -41,25 +41,6 @@ SHAPES = [
 GROWTH = {2: 2.2, 4: 7}
 
 
-@pytest.fixture(params=native.isas())
-def isa(request):
-    before = native.isa()
-    native.set_isa(request.param)
-    yield request.param
-    native.set_isa(before)
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
-@pytest.fixture
-def restore_threads():
-    yield
-    native.set_threads(THREADS)
-
-
 def normal(rng, *shape):
     """Normal numbers with NaN on both sides in memory: who reads too far will see it in the result."""
     memory = np.full(math.prod(shape) + 34, np.nan, np.float32)

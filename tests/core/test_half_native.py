@@ -16,28 +16,14 @@ from zoo.core.prims import TABLE
 from zoo.core.stats import stats
 
 native = pytest.importorskip("zoo.core.backends.cpu._native", reason="the native kernels were not built")
-from zoo.core.backends.cpu import CpuBackend  # noqa: E402
 
 THREADS = native.threads()
 HALVES = {"bf16": zoo.bfloat16, "f16": zoo.float16}
 
 
-@pytest.fixture(params=native.isas())
-def cpu(request):
-    before = native.isa()
-    native.set_isa(request.param)
-    yield CpuBackend()
-    native.set_isa(before)
-
-
 @pytest.fixture(params=HALVES)
 def half(request):
     return request.param
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
 
 
 def whole(rng, *shape, dtype=np.float32):

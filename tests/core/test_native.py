@@ -29,19 +29,11 @@ THREADS = native.threads()
 GUARD = 1234.5
 
 
-@pytest.fixture(params=native.isas())
-def cpu(request, monkeypatch):
+@pytest.fixture
+def cpu(isa, monkeypatch):
     """Without Winograd's algorithm, whose sums are not exact; test_conv_native.py is about it."""
     monkeypatch.setenv("ZOO_OFF", "winograd")
-    before = native.isa()
-    native.set_isa(request.param)
-    yield CpuBackend()
-    native.set_isa(before)
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
+    return CpuBackend()
 
 
 def whole(rng, *shape):
@@ -405,12 +397,6 @@ def test_wrong_arguments_are_refused_before_any_memory_is_touched():
 
 
 # ---- threads
-
-
-@pytest.fixture
-def restore_threads():
-    yield
-    native.set_threads(THREADS)
 
 
 def test_the_number_of_threads_changes_no_bit(cpu, rng, restore_threads):

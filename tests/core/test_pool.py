@@ -22,10 +22,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 forking = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-@pytest.fixture(autouse=True)
-def restore_threads():
-    yield
-    native.set_threads(THREADS)
+pytestmark = pytest.mark.usefixtures("restore_threads")
 
 
 class Work:

@@ -23,22 +23,9 @@ REFERENCE = NumpyBackend()
 THREADS = native.threads()
 
 
-@pytest.fixture(params=native.isas())
-def cpu(request):
-    before = native.isa()
-    native.set_isa(request.param)
-    yield CpuBackend()
-    native.set_isa(before)
-
-
 @pytest.fixture(params=["int8", "int4"])
 def format(request):
     return request.param
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
 
 
 def bind(backend, name, *args, **attrs):

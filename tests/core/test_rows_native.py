@@ -24,19 +24,6 @@ THREADS = native.threads()
 F32 = np.float32
 
 
-@pytest.fixture(params=native.isas())
-def cpu(request):
-    before = native.isa()
-    native.set_isa(request.param)
-    yield CpuBackend()
-    native.set_isa(before)
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def draw(rng, *shape):
     return rng.normal(size=shape).astype(F32)
 

@@ -18,25 +18,16 @@ from zoo.core.prim import Kind  # noqa: E402
 from zoo.core.prims import TABLE  # noqa: E402
 from zoo.core.testing.cases.elementwise import tolerance  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, about the references made here
 THREADS = native.threads()
 KNOWN = [p for p in TABLE.values() if p.kind is Kind.ELEMENTWISE and tree(p.name) is not None]
 DECLINED = {"sin", "cos", "pow", "remainder"}
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
-@pytest.fixture(params=native.isas(), autouse=True)
-def isa(request):
-    before = native.isa()
-    native.set_isa(request.param)
-    yield request.param
-    native.set_isa(before)
-
-
-@pytest.fixture(autouse=True)
-def threads_as_before():
-    yield
-    native.set_threads(THREADS)
+pytestmark = [
+    pytest.mark.usefixtures("isa", "restore_threads"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # numpy's, about the references made here
+]
 
 
 def bits(array):

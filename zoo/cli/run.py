@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -41,22 +42,23 @@ class RunGroup(PortGroup):
 
         @interruptible
         def body(**values: Any) -> None:
-            run(port, described, values)
+            perform(port, port.run, described, values)
 
         return command(port.name, body, parameters, described.help or port.task)
 
 
-def run(port: Port, described: Described, values: dict[str, Any]) -> None:
-    """Runs a port with the values of its own options and the common ones."""
+def perform(port: Port, function: Callable[..., Any], described: Described, values: dict[str, Any]) -> None:
+    """Loads the model and shows what a port's function yields for it, with the values of its own options and the
+    common ones."""
     with Console(quiet=values["quiet"], as_json=values["as_json"]) as console:
         watch = Stopwatch()
         model, shown, summary, device = load_model(port, values["weights"], values["device"], values["dtype"])
         console.say(
             " · ".join([port.name, f"{shown} ({summary})" if summary else shown, describe_device(device, model)])
         )
-        given = {"seed": values["seed"], "device": device, "quiet": values["quiet"], "progress": console.progress}
+        given = {"seed": values.get("seed"), "device": device, "quiet": values["quiet"], "progress": console.progress}
         arguments = {name: values[name] for name in described.names} | {name: given[name] for name in described.wanted}
-        for result in results_of(port.run(model.prepare(), **arguments)):
+        for result in results_of(function(model.prepare(), **arguments)):
             console.result(result)
         console.document({"model": port.name, "weights": shown, "device": device.name})
         console.say(f"  {watch}")

@@ -52,10 +52,6 @@ class Cache:
     def length(self) -> int:
         return self.layers[0].length
 
-    @property
-    def nbytes(self) -> int:
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
-
     def truncate(self, length: int) -> None:
         """Forgets all tokens behind the first `length`."""
         for layer in self.layers:

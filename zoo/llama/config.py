@@ -68,8 +68,3 @@ class LlamaConfig:
             )
         if self.head_dim % 2:  # type: ignore[operator]
             raise ValueError(f"head_dim = {self.head_dim}; rotary positions turn pairs, so it must be even")
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Of keys and values of one token in float32, over all layers."""
-        return 2 * 4 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim  # type: ignore[operator]

@@ -93,10 +93,6 @@ class Tokenizer:
             raise WeightsError(what, why, "Check the order of roles, or leave the system prompt out.") from error
         return list(self._core.encode(text, add_special_tokens=False).ids)
 
-    @property
-    def can_chat(self) -> bool:
-        return self._source() is not None
-
     def _source(self) -> str | None:
         beside = self._directory / "chat_template.jinja"
         if beside.is_file():

@@ -43,6 +43,10 @@ NAMES = {dtype(name): name for name in STORED}  # numpy works a dtype's name out
 Tree = Any  # ("code", tree, ...), an argument's place, or a number
 
 
+class UnknownWord(Exception):
+    """A word of an expression that the interpreter does not know."""
+
+
 @functools.cache
 def tree(name: str) -> Tree | None:
     """The expression of an elementwise op, or None if it has words that the interpreter does not know."""
@@ -66,11 +70,11 @@ def tree(name: str) -> Tree | None:
                 return (TURNED[type(op)], b, a) if type(op) in TURNED else (COMPARE[type(op)], a, b)
             case ast.Call(func=ast.Name(id=word)) if word in CALLS:
                 return (CALLS[word], *(translate(a) for a in e.args))
-        raise NotImplementedError
+        raise UnknownWord
 
     try:
         return translate(ast.parse(prim.expr.format(*places), mode="eval").body)
-    except NotImplementedError:
+    except UnknownWord:
         return None
 
 
