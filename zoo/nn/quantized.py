@@ -21,6 +21,7 @@ from zoo.nn.param import Param
 M = TypeVar("M", bound=Module)
 FORMATS = ("int8", "int4")
 GROUP = 32  # inputs that share a scale of int4: see ops.quantize
+HEADS = ("lm_head",)  # what llama.cpp keeps wider too: its q4_0 has an output of q6_K
 
 
 class QuantizedLinear(Module):
@@ -59,11 +60,11 @@ class QuantizedLinear(Module):
         return f"{stored * (2 if self.format == 'int4' else 1)} -> {outputs}, {self.format}"
 
 
-def quantize(model: M, format: str, skip: Collection[str] = ("lm_head",)) -> M:
+def quantize(model: M, format: str, skip: Collection[str] = ()) -> M:
     """Puts a QuantizedLinear in the place of every Linear of the model, in place; call `prepare` after it, not before.
 
-    Layers whose attribute is in `skip` stay: by default the head of a language model, where errors reach the choice of
-    a token directly. With "int4", layers whose inputs do not divide by 32 become "int8". Embeddings and convolutions
+    Layers whose attribute is in `skip` stay. With "int4", the head of a language model becomes "int8", since its errors
+    reach the choice of a token directly, and so do layers whose inputs do not divide by 32. Embeddings and convolutions
     stay as they are. -> the model (if it is itself a Linear, the layer in its place).
     Raises DeviceError on an Autodiff device: what is trained is not rounded.
     """
@@ -75,7 +76,7 @@ def quantize(model: M, format: str, skip: Collection[str] = ("lm_head",)) -> M:
             if name in skip:
                 return value
             if id(value) not in made:
-                made[id(value)] = _quantized(value, format)
+                made[id(value)] = _quantized(value, "int8" if name in HEADS else format)
             return made[id(value)]
         if isinstance(value, Module) and id(value) not in seen:
             seen.add(id(value))
