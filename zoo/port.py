@@ -39,7 +39,8 @@ class Port:
     """One line: what it does for a user."""
     config: type
     """Dataclass with the field names of config.json. A classmethod `from_tensors(tensors)` may build it from names and
-    shapes alone: None if the names are another model's, WeightsError if the shapes make no sense."""
+    shapes alone: None if the names are another model's, WeightsError if the shapes make no sense; `from_directory(
+    directory, tensors)` the same with the help of files that lie beside them."""
     model: Callable[[Any], Any]
     """`model(config)` is an unfilled Module."""
     weights: Table | Callable[[Any], Table]

@@ -6,14 +6,15 @@ import os
 from pathlib import Path
 
 from zoo.core.errors import WeightsError
-from zoo.hub import safetensors, sharded, torch_file
+from zoo.hub import consolidated, safetensors, sharded, torch_file
 from zoo.hub.mapped import MappedFile, TensorFile
 
 _NO_INDEX = "Name the index itself, or the directory."
 
 
 def read(path: str | os.PathLike[str]) -> TensorFile:
-    """Opens a checkpoint: safetensors, what torch.save wrote, or the index of either in several files.
+    """Opens a checkpoint: safetensors, what torch.save wrote, the index of either in several
+    files, or the first of Meta's.
 
     Raises WeightsError if it is none of these, or is not whole.
     """
@@ -21,6 +22,8 @@ def read(path: str | os.PathLike[str]) -> TensorFile:
     head = MappedFile(path)[:16]
     if _is_json(head):
         return sharded.read(path, _read_file)
+    if path.name == consolidated.FIRST and len(consolidated.files(path)) > 1:
+        return consolidated.read(path, _read_file)
     return _read_file(path)
 
 

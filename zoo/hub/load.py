@@ -158,7 +158,7 @@ def identify(checkpoint: refs.Checkpoint, tensors: TensorFile, port: Port | str 
     if published is not None and (ours or published.get("model_type") == wanted.name):
         config = config_from_json(wanted, published, checkpoint.shown)
     else:
-        config = _config_from_tensors(wanted, tensors.infos)
+        config = _config_without_json(wanted, checkpoint, tensors.infos)
         if config is None:
             raise _not_recognised(checkpoint, tensors.infos, [wanted.name])
     return Identified(wanted, config, IDENTITY if ours else wanted.table(config))
@@ -174,7 +174,7 @@ def _port_that_recognises(checkpoint: refs.Checkpoint, infos: Mapping[str, Tenso
             candidate = ports.get(name)
         except ZooError:
             continue  # a third party's port that cannot be imported must not stop the others
-        if _config_from_tensors(candidate, infos) is not None:
+        if _config_without_json(candidate, checkpoint, infos) is not None:
             return candidate
     raise _not_recognised(checkpoint, infos, ports.names())
 
@@ -189,7 +189,12 @@ def _not_recognised(checkpoint: refs.Checkpoint, infos: Mapping[str, TensorInfo]
     )
 
 
-def _config_from_tensors(port: Port, infos: Mapping[str, TensorInfo]) -> Any:
+def _config_without_json(port: Port, checkpoint: refs.Checkpoint, infos: Mapping[str, TensorInfo]) -> Any:
+    from_directory = getattr(port.config, "from_directory", None)
+    if from_directory is not None and checkpoint.directory is not None:
+        found = from_directory(checkpoint.directory, infos)
+        if found is not None:
+            return found
     from_tensors = getattr(port.config, "from_tensors", None)
     return None if from_tensors is None else from_tensors(infos)
 

@@ -115,6 +115,10 @@ class Place:
     swapped: bool = False
     """Stored in the other byte order than this machine's."""
 
+    @property
+    def parts(self) -> tuple[Place, ...]:
+        return (self,)
+
     def read(self) -> np.ndarray:
         shape, dtype = self.info.shape, self.info.dtype
         if self.strides is None or self.info.size == 0:
@@ -128,6 +132,23 @@ class Place:
             return flat.reshape(shape)
         strides = tuple(s * dtype.itemsize for s in self.strides)
         return np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A tensor whose parts along one axis lie in several files. Reading it makes a copy."""
+
+    parts: tuple[Place, ...]
+    axis: int
+
+    @property
+    def info(self) -> TensorInfo:
+        shape = list(self.parts[0].info.shape)
+        shape[self.axis] = sum(part.info.shape[self.axis] for part in self.parts)
+        return TensorInfo(tuple(shape), self.parts[0].info.dtype)
+
+    def read(self) -> np.ndarray:
+        return np.concatenate([part.read() for part in self.parts], axis=self.axis)
 
 
 def row_blocks(array: np.ndarray, limit: int = 16 << 20) -> Iterator[np.ndarray]:
@@ -147,7 +168,7 @@ class TensorFile(Mapping[str, np.ndarray]):
     A context manager; its files stay mapped until `close`, and longer for the arrays that were taken from them.
     """
 
-    def __init__(self, path: Path, places: dict[str, Place], metadata: dict[str, str]):
+    def __init__(self, path: Path, places: Mapping[str, Place | Joined], metadata: dict[str, str]):
         self.path, self.metadata = path, metadata
         self.infos = {name: place.info for name, place in places.items()}
         self.places = places
@@ -170,12 +191,13 @@ class TensorFile(Mapping[str, np.ndarray]):
     @property
     def nbytes(self) -> int:
         """Of its files."""
-        return sum(size for _, size in {(place.file.path, place.file.size) for place in self.places.values()})
+        parts = [part for place in self.places.values() for part in place.parts]
+        return sum(size for _, size in {(part.file.path, part.file.size) for part in parts})
 
     def forget(self, name: str) -> None:
         """A tensor's pages are not needed in memory any more."""
-        place = self.places[name]
-        place.file.forget(place.offset, place.info.nbytes)
+        for part in self.places[name].parts:
+            part.file.forget(part.offset, part.info.nbytes)
 
     def close(self) -> None:
         self.places = {}

@@ -21,7 +21,8 @@ from zoo.hub.files import read_json
 
 PROJECT = "zoo-models"
 WEIGHTS_FILE = "model.safetensors"
-WHOLE = (WEIGHTS_FILE, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+WHOLE = (WEIGHTS_FILE, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+         "consolidated.00.pth")  # fmt: skip
 """Files that are a directory's checkpoint whatever else lies there, best first."""
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th")
 """Where none of these is there, the only file of the first of these kinds that is."""
@@ -33,7 +34,7 @@ PROVENANCE_FILE = "provenance.json"
 """Of a checkpoint that was pulled: from where, which commit, the hashes, how it was translated (zoo/hub/pull.py)."""
 
 COMPANIONS = re.compile(
-    r"(config|[\w-]+_config|tokenizer|vocab|added_tokens|special_tokens_map|normalizer|labels)\.json"
+    r"(config|params|[\w-]+_config|tokenizer|vocab|added_tokens|special_tokens_map|normalizer|labels)\.json"
     r"|merges\.txt|vocab\.txt|[\w-]+\.(model|tiktoken|jinja)|LICEN[CS]E[\w.-]*|NOTICE[\w.-]*",
     re.ASCII,
 )

@@ -61,7 +61,7 @@ class Repository:
     def weights(self) -> RemoteFile | None:
         """The file or index that holds the weights; None if there is none, or nothing says which of several."""
         for name in refs.WHOLE:
-            if name in self.files:
+            if name in self.files and "consolidated.01.pth" not in self.files:
                 return self.files[name]
         for suffix in refs.SUFFIXES:
             named = [file for name, file in self.files.items() if name.endswith(suffix)]

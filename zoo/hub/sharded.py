@@ -12,7 +12,7 @@ from pathlib import Path
 
 from zoo.core.errors import WeightsError
 from zoo.hub.files import read_json
-from zoo.hub.mapped import Place, TensorFile
+from zoo.hub.mapped import Joined, Place, TensorFile
 
 LIMIT_INDEX = 64 << 20  # bytes; an entry takes about a hundred
 _FILE_NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)
@@ -43,7 +43,7 @@ def read(path: Path, read_file: Callable[[Path], TensorFile]) -> TensorFile:
     """
     index = parse_index(path)
     what = f"cannot read {path}"
-    places: dict[str, Place] = {}
+    places: dict[str, Place | Joined] = {}
     metadata: dict[str, str] = {}
     for file in sorted(set(index.values())):
         shard = path.parent / file

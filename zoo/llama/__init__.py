@@ -6,7 +6,7 @@ from zoo.llama.config import LlamaConfig
 from zoo.llama.finetune import finetune
 from zoo.llama.model import Llama
 from zoo.llama.run import run
-from zoo.llama.weights import TABLE
+from zoo.llama.weights import table
 from zoo.port import Port
 
 PORT = Port(
@@ -14,7 +14,7 @@ PORT = Port(
     task="continue a text, or chat",
     config=LlamaConfig,
     model=Llama,
-    weights=TABLE,
+    weights=table,
     run=run,
     finetune=finetune,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
@@ -37,6 +38,8 @@ class LlamaConfig:
     tie_word_embeddings: bool = False
     bos_token_id: int | None = 1
     eos_token_id: int | tuple[int, ...] | None = 2
+    layout: str = "transformers"
+    """The published layout that the tensors came in, and are exported to: a key of weights.LAYOUTS."""
 
     def __post_init__(self) -> None:
         fill = object.__setattr__  # of a frozen dataclass
@@ -68,3 +71,10 @@ class LlamaConfig:
             )
         if self.head_dim % 2:  # type: ignore[operator]
             raise ValueError(f"head_dim = {self.head_dim}; rotary positions turn pairs, so it must be even")
+
+    @classmethod
+    def from_directory(cls, directory: Path, tensors: Mapping[str, Any]) -> LlamaConfig | None:
+        """That of Meta's own checkpoints, which have a params.json (zoo/llama/meta.py); None for others."""
+        from zoo.llama import meta
+
+        return meta.config(directory, tensors)

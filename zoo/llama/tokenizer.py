@@ -1,4 +1,4 @@
-"""Text to token ids and back, by the checkpoint's own tokenizer.json; chat by its own template.
+"""Text to token ids and back, by the checkpoint's own tokenizer.json or tokenizer.model; chat by its own template.
 
 `tokenizers` is the library with which published tokenizers were made; templates run in jinja2's sandbox, since they are
 programs that came with a download.
@@ -14,6 +14,7 @@ from typing import Any
 from zoo.core.errors import WeightsError
 from zoo.hub.files import read_json
 from zoo.hub.refs import Checkpoint
+from zoo.llama import vocabulary
 
 FILE = "tokenizer.json"
 LIMIT = 256 << 20
@@ -29,14 +30,14 @@ class Tokenizer:
 
         Raises WeightsError if there is no tokenizer, it cannot be read, or it has more tokens than the model.
         """
-        self._core = _read(directory)
+        self._core = _read(directory, vocab_size)
         assert directory is not None
         self._directory = directory
         self._config = _optional(directory / "tokenizer_config.json")
         generation = _optional(directory / "generation_config.json")
         if (size := self._core.get_vocab_size(with_added_tokens=True)) > vocab_size:
             raise WeightsError(
-                f"cannot use {directory / FILE}",
+                f"cannot use the tokenizer in {directory}",
                 f"it has {size:,} tokens, the model has embeddings for {vocab_size:,}",
                 "Use the tokenizer that belongs to this checkpoint.",
             )
@@ -151,22 +152,28 @@ def of(model: Any) -> Tokenizer:
     return Tokenizer(directory, config.vocab_size, (config.bos_token_id, config.eos_token_id))
 
 
-def _read(directory: Path | None) -> Any:
+def _read(directory: Path | None, vocab_size: int) -> Any:
     import tokenizers
 
-    if directory is None or not (directory / FILE).is_file():
+    found = [
+        directory / name for name in (FILE, vocabulary.FILE) if directory is not None and (directory / name).is_file()
+    ]
+    if not found:
         raise WeightsError(
             f"cannot read text for {directory or 'a single file of weights'}",
-            f"there is no {FILE} beside the weights",
+            f"there is no {FILE} beside the weights, and no {vocabulary.FILE}",
             "Use the checkpoint's whole directory; `zoo pull OWNER/NAME` fetches all of it.",
         )
-    path = directory / FILE
+    path = found[0]
     if path.stat().st_size > LIMIT:
         raise WeightsError(f"cannot read {path}", f"it has {path.stat().st_size:,} bytes: no tokenizer is that large")
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        if path.name == FILE:
+            return tokenizers.Tokenizer.from_file(str(path))
+        return vocabulary.read(path, vocab_size)
     except Exception as error:  # the library raises Exception itself
-        raise WeightsError(f"cannot read {path}", str(error)[:200], "Fetch the file again.") from error
+        fix = "Fetch the file again." if path.name == FILE else f"Fetch it again, or put a {FILE} beside it."
+        raise WeightsError(f"cannot read {path}", str(error)[:200], fix) from error
 
 
 def _optional(path: Path) -> dict[str, Any]:
