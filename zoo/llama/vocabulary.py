@@ -1,8 +1,8 @@
 """Meta's tokenizer.model, made into what the `tokenizers` library runs.
 
-Up to Llama 2 it is SentencePiece's: a protobuf of pieces with scores (sentencepiece_model.proto), of which
-adjacent ones are merged, best score first; what is in no piece becomes bytes. From Llama 3 on it is tiktoken's: lines of base64 and
-rank, of which adjacent ones are merged, lowest rank first. Both are byte-pair encodings, so their merges can be listed.
+Up to Llama 2 it is SentencePiece's: a protobuf of pieces with scores (sentencepiece_model.proto), of which adjacent
+ones are merged, best score first; what is in no piece becomes bytes. From Llama 3 on it is tiktoken's: lines of base64
+and rank, of which adjacent ones are merged, lowest rank first. Both are byte-pair encodings: merges can be listed.
 """
 
 from __future__ import annotations
