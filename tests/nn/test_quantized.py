@@ -13,10 +13,10 @@ from zoo.nn import Embedding, Linear, Module, QuantizedLinear, Sequential, quant
 
 class Net(Module):
     def __init__(self):
-        self.embed = Embedding(11, 64)
-        self.layers = [Sequential(Linear(64, 96), ops.relu, Linear(96, 64, bias=False)) for _ in range(2)]
-        self.pair = (Linear(64, 40), {"odd": Linear(40, 64)})
-        self.lm_head = Linear(64, 11, bias=False)
+        self.embed = Embedding(11, 128)
+        self.layers = [Sequential(Linear(128, 192), ops.relu, Linear(192, 128, bias=False)) for _ in range(2)]
+        self.pair = (Linear(128, 40), {"odd": Linear(40, 128)})
+        self.lm_head = Linear(128, 11, bias=False)
         self.again = self.layers[0]
 
     def __call__(self, ids):
@@ -46,17 +46,17 @@ def test_a_quantised_model_computes_nearly_the_same(device, format, off):
     assert isinstance(model.layers[0][0], QuantizedLinear) and isinstance(model.pair[1]["odd"], QuantizedLinear)
     assert model.again is model.layers[0] and model.lm_head.format == "int8"  # the head, whatever the others are
     assert model.layers[0][0].format == format
-    assert model.pair[1]["odd"].format == "int8"  # 40 inputs are no whole groups of 32
+    assert model.pair[1]["odd"].format == "int8"  # 40 inputs are few, and no whole groups of 32
     packed = model.prepare()(ids(device)).numpy()
     np.testing.assert_allclose(packed, after, rtol=1e-5, atol=1e-6)
 
 
 def test_each_layer_is_the_product_with_its_rounded_weight(device):
-    linear = Linear(64, 40).init(1, device)
-    x = zoo.tensor(np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32), device=device)
+    linear = Linear(128, 40).init(1, device)
+    x = zoo.tensor(np.random.default_rng(0).normal(size=(3, 128)).astype(np.float32), device=device)
     for format in ("int8", "int4"):
         layer = quantize(linear, format)
-        assert layer.bias is linear.bias and layer.describe() == f"64 -> 40, {format}"
+        assert layer.bias is linear.bias and layer.describe() == f"128 -> 40, {format}"
         wide = ops.dequantize(layer.weight, layer.scale, format)
         expected = ops.linear(x, wide, linear.bias, activation="relu").numpy()
         found = layer(x, activation="relu").numpy()
@@ -90,10 +90,10 @@ def test_the_state_goes_into_a_model_of_the_same_form_and_back(device):
         model = quantize(net(device), format)
         state = {path: np.asarray(t) for path, t in model.prepare().state().items()}
         assert state["layers.0.0.weight"].dtype == (np.int8 if format == "int8" else np.uint8)
-        fresh = QuantizedLinear(64, 96, format)
+        fresh = QuantizedLinear(128, 192, format)
         layer = {name: state[f"layers.0.0.{name}"] for name in ("weight", "scale", "bias")}
         fresh.load(layer, device=device)
-        x = zoo.tensor(np.ones((2, 64), np.float32), device=device)
+        x = zoo.tensor(np.ones((2, 128), np.float32), device=device)
         np.testing.assert_array_equal(fresh(x), model.layers[0][0](x))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from zoo.llama.config import LlamaConfig
+from zoo.llama.evaluate import evaluate
 from zoo.llama.finetune import finetune
 from zoo.llama.model import Llama
 from zoo.llama.run import run
@@ -17,4 +18,5 @@ PORT = Port(
     weights=table,
     run=run,
     finetune=finetune,
+    evaluate=evaluate,
 )

@@ -44,12 +44,17 @@ def files(path: Path) -> tuple[Path, Path | None]:
     return found["train"], found.get("valid")
 
 
-def read(path: Path, tokenizer: Tokenizer) -> list[Example]:
-    """The examples of a file. Raises DataError that names the line of a row that cannot be used."""
+def text_of(path: Path) -> str:
+    """Raises DataError if it cannot be read, or is not UTF-8."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}", str(error), "Give a text file in UTF-8.") from error
+
+
+def read(path: Path, tokenizer: Tokenizer) -> list[Example]:
+    """The examples of a file. Raises DataError that names the line of a row that cannot be used."""
+    text = text_of(path)
     if path.suffix != ".jsonl":
         return [_whole(tokenizer, text)]
     examples = []

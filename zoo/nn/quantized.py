@@ -22,6 +22,10 @@ M = TypeVar("M", bound=Module)
 FORMATS = ("int8", "int4")
 GROUP = 32  # inputs that share a scale of int4: see ops.quantize
 HEADS = ("lm_head",)  # what llama.cpp keeps wider too: its q4_0 has an output of q6_K
+NARROW = 128
+"""Matrices with fewer inputs are int8 where int4 is asked for. Rounding to 4 bits is 8 % off for any matrix, but narrow
+nets have fewer numbers over which it averages out: perplexity +7.8 % at 64 inputs (stories260K; +7 % with the scale of
+each group searched for the least squared error), +1.0 % at 192 and 512. Narrow matrices are small, too."""
 
 
 class QuantizedLinear(Module):
@@ -64,8 +68,9 @@ def quantize(model: M, format: str, skip: Collection[str] = ()) -> M:
     """Puts a QuantizedLinear in the place of every Linear of the model, in place; call `prepare` after it, not before.
 
     Layers whose attribute is in `skip` stay. With "int4", the head of a language model becomes "int8", since its errors
-    reach the choice of a token directly, and so do layers whose inputs do not divide by 32. Embeddings and convolutions
-    stay as they are. -> the model (if it is itself a Linear, the layer in its place).
+    reach the choice of a token directly, and so do layers of fewer than 128 inputs (NARROW), or whose inputs do not
+    divide by 32. Embeddings and convolutions stay as they are. -> the model (if it is itself a Linear, the layer in
+    its place).
     Raises DeviceError on an Autodiff device: what is trained is not rounded.
     """
     made: dict[int, QuantizedLinear] = {}
@@ -101,5 +106,6 @@ def _quantized(linear: Linear, format: str) -> QuantizedLinear:
             f"weights on {device.name} cannot be quantised", "they are variables, which training changes",
             "Move the model off it first: quantize(model.to(device), format).",
         )  # fmt: skip
-    whole_groups = linear.weight.shape[1] % GROUP == 0
-    return QuantizedLinear.of(linear, format if whole_groups or format != "int4" else "int8")
+    inputs = linear.weight.shape[1]
+    fits = inputs >= NARROW and inputs % GROUP == 0
+    return QuantizedLinear.of(linear, format if fits or format != "int4" else "int8")
