@@ -135,3 +135,22 @@ def test_empty_products(cpu, half):
     for m, n, k in ((0, 3, 4), (3, 0, 4), (3, 4, 0), (20, 4, 0)):
         x, w, bias = np.ones((m, k), np.float32), np.ones((n, k), HALVES[half]), np.ones(n, np.float32)
         np.testing.assert_array_equal(linear(cpu, x, w, bias), np.ones((m, n)) * (k + 1))
+
+
+@pytest.mark.parametrize("transpose_a, transpose_b", [(a, b) for a in (False, True) for b in (False, True)])
+def test_products_of_half_precision(cpu, half, rng, transpose_a, transpose_b):
+    """Either operand or both, batches too, as gradients of such weights multiply them: exact sums, rounded once."""
+    dtype = HALVES[half]
+    for batch_a, batch_b in (((), ()), ((3,), ()), ((2, 3), (3,)), ((0,), (0,))):
+        for m, k, n in ((1, 5, 7), (20, 33, 40)):
+            a = whole(rng, *batch_a, *((k, m) if transpose_a else (m, k)))
+            b = whole(rng, *batch_b, *((n, k) if transpose_b else (k, n)))
+            want = np.matmul(a.swapaxes(-1, -2) if transpose_a else a, b.swapaxes(-1, -2) if transpose_b else b)
+            flags = {"transpose_a": transpose_a, "transpose_b": transpose_b}
+            for left, right in ((a.astype(dtype), b.astype(dtype)), (a, b.astype(dtype)), (a.astype(dtype), b)):
+                counter = f"cpu.gemm_{half}" if right.dtype == dtype else "cpu.gemm_f32"
+                before = stats().get(counter, 0)
+                found = cpu.bind(TABLE["matmul"], (left, right), flags)
+                assert stats()[counter] == before + 1
+                assert found.dtype == (dtype if left.dtype == right.dtype else np.float32)
+                np.testing.assert_array_equal(found.astype(np.float32), want.astype(found.dtype).astype(np.float32))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from zoo.core.backends.cpu.kernels.common import F32, WEIGHTS, Kernels, bits
+from zoo.core.backends.cpu.memory import empty
 from zoo.core.stats import count
 
 
@@ -16,7 +17,7 @@ def attention(b: Any, q: Any, k: Any, v: Any, bias: Any, *, causal: bool, scale:
         return NotImplemented
     if k.dtype is not v.dtype or k.dtype not in WEIGHTS:
         k, v = k.astype(F32), v.astype(F32)
-    out = np.empty((*q.shape[:3], v.shape[3]), q.dtype)
+    out = empty((*q.shape[:3], v.shape[3]), q.dtype)
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
     b.native.attention(
         _heads(q), _heads(k), _heads(v), bits(out), _bias(bias, q, k), causal, scale, WEIGHTS[q.dtype],
@@ -31,7 +32,7 @@ def attention_grad(b: Any, g: Any, q: Any, k: Any, v: Any, bias: Any, *, causal:
     if any(x.dtype not in WEIGHTS for x in (q, k, v)) or any(0 in x.shape for x in (q, k, v)):
         return NotImplemented
     wide = [_heads(x.astype(F32, copy=False)) for x in (g, q, k, v)]
-    found = [np.empty(x.shape, F32) for x in (q, k, v)]
+    found = [empty(x.shape, F32) for x in (q, k, v)]
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
     b.native.attention_gradient(*wide, *found, _bias(bias, q, k), causal, scale)
     count("cpu.attention_grad")

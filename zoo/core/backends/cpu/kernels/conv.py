@@ -13,6 +13,7 @@ import numpy as np
 
 from zoo.core.backends.cpu.kernels import tune, winograd
 from zoo.core.backends.cpu.kernels.common import CODES, F32, WEIGHTS, Kernels, contiguous, usable
+from zoo.core.backends.cpu.memory import empty
 from zoo.core.backends.cpu.pack import Packed, as_2d
 from zoo.core.dtype import HALVES
 from zoo.core.prims.contract import window_out
@@ -59,9 +60,7 @@ def _scatters(x: Any, w: Any, stride: Any, padding: Any, dilation: Any, input_di
 
 def _scatter(b: Any, x: Any, w: Any, padding: Any, dilation: Any, input_dilation: Any, flip: bool) -> np.ndarray:
     settings = zip(x.shape[1:3], w.shape[1:3], padding, dilation, input_dilation, strict=True)
-    out = np.empty(
-        (x.shape[0], *(window_out(n, k, 1, p[0], p[1], d, i) for n, k, p, d, i in settings), w.shape[0]), F32
-    )
+    out = empty((x.shape[0], *(window_out(n, k, 1, p[0], p[1], d, i) for n, k, p, d, i in settings), w.shape[0]), F32)
     by_channel = np.ascontiguousarray(w.transpose(3, 1, 2, 0))  # the weight as it is, where this is a gradient
     pad = tuple(lo for lo, _ in padding)
     b.native.conv_scatter(np.ascontiguousarray(x), by_channel, out, tuple(input_dilation), pad, tuple(dilation), flip)
@@ -83,7 +82,7 @@ def _conv(b: Any, x: Any, w: Any, bias: Any, residual: Any, stride: Any, padding
         return NotImplemented
     settings = zip(x.shape[1:-1], w.shape[1:-1], stride, padding, dilation, strict=True)
     shape = (x.shape[0], *(window_out(n, k, s, p[0], p[1], d) for n, k, s, p, d in settings), w.shape[0])
-    out = np.empty(shape, F32)
+    out = empty(shape, F32)
     if packed and (flip or not w.fits(b.isa, "conv", groups)):
         return NotImplemented
     pad = tuple(lo for lo, _ in padding)

@@ -1,4 +1,4 @@
-"""Products of float32 matrices, and with weights of half precision."""
+"""Products of matrices: float32, or half precision, which the micro-kernel widens on the right and we on the left."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from zoo.core.backends.cpu.kernels.common import (
     float_vector,
     usable,
 )
+from zoo.core.backends.cpu.memory import empty
 from zoo.core.backends.cpu.pack import Packed
 from zoo.core.stats import count
 
@@ -24,24 +25,30 @@ COUNTERS = ("cpu.gemm_f32", "cpu.gemm_bf16", "cpu.gemm_f16")  # in the order of 
 
 
 def matmul(b: Any, x: Any, y: Any, *, transpose_a: bool, transpose_b: bool) -> Any:
-    if type(x) is Packed or type(y) is Packed or not usable(x, y) or max(x.ndim, y.ndim) > 8:
+    if type(x) is Packed or type(y) is Packed or max(x.ndim, y.ndim) > 8:
         return NotImplemented
+    kind = WEIGHTS.get(y.dtype)
+    if kind is None or x.dtype not in WEIGHTS or not (x.flags.aligned and y.flags.aligned):
+        return NotImplemented
+    dtype = x.dtype if x.dtype == y.dtype else F32
+    if x.dtype is not F32:  # y is widened by the kernel
+        x = b.ops.cast(x, dtype=F32)
     if transpose_a:
         x = x.swapaxes(-1, -2)
     if transpose_b:
         y = y.swapaxes(-1, -2)
     batch, (rows, depth), columns = x.shape[:-2], x.shape[-2:], y.shape[-1]
     if y.ndim == 2 < x.ndim and x.flags.c_contiguous:  # one matrix for the whole batch: one product with many rows
-        flat = np.empty((math.prod(batch) * rows, columns), F32)
-        b.native.gemm(x.reshape(len(flat), depth), y, flat)
+        flat = empty((math.prod(batch) * rows, columns), F32)
+        b.native.gemm(x.reshape(len(flat), depth), bits(y), flat, weight=kind)
         out = flat.reshape(*batch, rows, columns)
     else:
         if batch != y.shape[:-2]:
             batch = np.broadcast_shapes(batch, y.shape[:-2])
-        out = np.empty((*batch, rows, columns), F32)
-        b.native.gemm(x, y, out)
-    count("cpu.gemm_f32")
-    return out
+        out = empty((*batch, rows, columns), F32)
+        b.native.gemm(x, bits(y), out, weight=kind)
+    count(COUNTERS[kind])
+    return out if dtype is F32 else b.ops.cast(out, dtype=dtype)
 
 
 def linear(b: Any, x: Any, w: Any, bias: Any, *, activation: str | None) -> Any:
@@ -51,7 +58,7 @@ def linear(b: Any, x: Any, w: Any, bias: Any, *, activation: str | None) -> Any:
     columns = w.shape[0]
     flat = x if x.ndim == 2 and usable(x) else float_rows(b, x)
     bias = float_vector(bias)
-    out = np.empty((len(flat), columns), F32)
+    out = empty((len(flat), columns), F32)
     if type(w) is not Packed:
         if not w.flags.aligned:
             return NotImplemented

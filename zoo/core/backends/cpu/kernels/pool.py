@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from zoo.core.backends.cpu.kernels.common import F32, Kernels
+from zoo.core.backends.cpu.memory import empty
 from zoo.core.backends.cpu.pack import as_2d
 from zoo.core.prims.contract import window_out
 from zoo.core.stats import count
@@ -32,7 +33,7 @@ def _pool(name: str) -> Any:
         if not _usable(window, x):
             return NotImplemented
         sizes = zip(x.shape[1:-1], window, stride, padding, strict=True)
-        y = np.empty((x.shape[0], *(window_out(n, k, s, *p) for n, k, s, p in sizes), x.shape[-1]), F32)
+        y = empty((x.shape[0], *(window_out(n, k, s, *p) for n, k, s, p in sizes), x.shape[-1]), F32)
         _run(b, (x, y), window, stride, padding, name == "window_max")
         count(f"cpu.{name}")
         return y
@@ -43,7 +44,7 @@ def _pool(name: str) -> Any:
 def window_max_grad(b: Any, x: Any, y: Any, g: Any, *, window: Any, stride: Any, padding: Any) -> Any:
     if not _usable(window, x, y, g):
         return NotImplemented
-    dx = np.empty(x.shape, F32)
+    dx = empty(x.shape, F32)
     _run(b, (x, y, g, dx), window, stride, padding, True)
     count("cpu.window_max_grad")
     return dx

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from zoo.core.backends.cpu.kernels.common import CODES, F32, WEIGHTS, Kernels, float_rows, float_vector
+from zoo.core.backends.cpu.memory import empty
 from zoo.core.backends.cpu.pack import Packed, pack
 from zoo.core.backends.numpy.quant import dequantize
 from zoo.core.dtype import float16
@@ -28,7 +29,7 @@ def qlinear(b: Any, x: Any, q: Any, scale: Any, bias: Any, *, format: str, activ
     if weight is None or scales is None:
         return NotImplemented
     rows = float_rows(b, x)
-    out = np.empty((len(rows), columns), F32)
+    out = empty((len(rows), columns), F32)
     scales = scales.buffer if bits == 4 else np.ascontiguousarray(scales)
     bias = float_vector(bias)
     if not b.native.quant_linear(rows, weight.buffer, scales, out, bias, CODES[activation], bits):

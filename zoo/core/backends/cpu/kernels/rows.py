@@ -14,7 +14,8 @@ import numpy as np
 
 from zoo.core.backends.cpu.kernels.common import CODES, F32, Kernels, bits
 from zoo.core.backends.cpu.kernels.common import WEIGHTS as STORAGE
-from zoo.core.dtype import HALVES
+from zoo.core.backends.cpu.memory import empty
+from zoo.core.dtype import HALVES, int32
 from zoo.core.prims import infer
 from zoo.core.stats import count
 
@@ -69,7 +70,7 @@ def _unary(name: str) -> Callable[..., Any]:
     def kernel(b: Any, x: Any) -> Any:
         if not _stored(x):
             return NotImplemented
-        y = np.empty(x.shape, x.dtype)
+        y = empty(x.shape, x.dtype)
         _run(b, "unary", (1, x.size), x.dtype, (_words(x),), (y,), (), (code,))
         return y
 
@@ -79,7 +80,7 @@ def _unary(name: str) -> Callable[..., Any]:
 def activation_grad(b: Any, x: Any, g: Any, *, activation: str) -> Any:
     if not _stored(x, g):
         return NotImplemented
-    y = np.empty(x.shape, x.dtype)
+    y = empty(x.shape, x.dtype)
     _run(b, "activation_grad", (1, x.size), x.dtype, (_words(x), _words(g)), (y,), (), (CODES[activation],))
     return y
 
@@ -87,7 +88,7 @@ def activation_grad(b: Any, x: Any, g: Any, *, activation: str) -> Any:
 def swiglu(b: Any, gate: Any, up: Any) -> Any:
     if not _stored(gate, up):
         return NotImplemented
-    y = np.empty(gate.shape, gate.dtype)
+    y = empty(gate.shape, gate.dtype)
     _run(b, "swiglu", (1, y.size), y.dtype, (_words(gate), _words(up)), (y,))
     return y
 
@@ -95,7 +96,7 @@ def swiglu(b: Any, gate: Any, up: Any) -> Any:
 def swiglu_grad(b: Any, gate: Any, up: Any, g: Any) -> Any:
     if not _stored(gate, up, g):
         return NotImplemented
-    d_gate, d_up = np.empty(gate.shape, gate.dtype), np.empty(gate.shape, gate.dtype)
+    d_gate, d_up = empty(gate.shape, gate.dtype), empty(gate.shape, gate.dtype)
     _run(b, "swiglu_grad", (1, gate.size), gate.dtype, (_words(gate), _words(up), _words(g)), (d_gate, d_up))
     return d_gate, d_up
 
@@ -122,7 +123,7 @@ def _binary(name: str) -> Callable[..., Any]:
         other = _operand(y, x.shape)
         if other is None:
             return NotImplemented
-        out = np.empty(x.shape, F32)
+        out = empty(x.shape, F32)
         columns = other.size if other.size > 1 else x.size
         _run(b, "binary", (x.size // columns, columns), F32, (x, other), (out,), (), (other.size, code, turned))
         return out
@@ -136,7 +137,7 @@ def where(b: Any, condition: Any, x: Any, y: Any) -> Any:
         return NotImplemented
     arrays = tuple(_words(v) if isinstance(v, np.ndarray) else None for v in (x, y))
     numbers = tuple(0.0 if isinstance(v, np.ndarray) else float(v) for v in (x, y))
-    out = np.empty(condition.shape, F32)
+    out = empty(condition.shape, F32)
     _run(b, "where", (1, out.size), F32, (np.ascontiguousarray(condition), *arrays), (out,), numbers)
     return out
 
@@ -146,7 +147,7 @@ def cast(b: Any, x: Any, *, dtype: Any) -> Any:
     wide, narrow = dtype is F32, x.dtype is F32
     if wide == narrow or not _stored(x) or dtype not in STORAGE:
         return NotImplemented
-    y = np.empty(x.shape, dtype)
+    y = empty(x.shape, dtype)
     _run(b, "widen" if wide else "narrow", (1, x.size), x.dtype if wide else dtype, (_words(x),), (y,))
     return y
 
@@ -165,7 +166,7 @@ def adamw_step(b: Any, p: Any, g: Any, m: Any, v: Any, *, lr: float, beta1: floa
         1 - lr * weight_decay,
         lr / (1 - beta1**step),
     )
-    out = tuple(np.empty(p.shape, F32) for _ in range(3))
+    out = tuple(empty(p.shape, F32) for _ in range(3))
     _run(b, "adamw", (1, p.size), F32, tuple(_words(a) for a in (p, g, m, v)), out, numbers)
     return out
 
@@ -176,7 +177,7 @@ def adamw_step(b: Any, p: Any, g: Any, m: Any, v: Any, *, lr: float, beta1: floa
 def uniform(b: Any, *, shape: Any, seed: int, offset: int, dtype: Any) -> Any:
     if dtype != F32 or 0 in shape:
         return NotImplemented
-    out = np.empty(shape, F32)
+    out = empty(shape, F32)
     _run(b, "uniform", (1, out.size), F32, (), (out,), (), (seed & MASK, seed >> 32 & MASK, offset))
     return out
 
@@ -184,7 +185,7 @@ def uniform(b: Any, *, shape: Any, seed: int, offset: int, dtype: Any) -> Any:
 def dropout(b: Any, x: Any, *, p: float, seed: int, offset: int) -> Any:
     if not _full(x):
         return NotImplemented
-    out = np.empty(x.shape, F32)
+    out = empty(x.shape, F32)
     settings = (seed & MASK, seed >> 32 & MASK, offset)
     _run(b, "dropout", (1, x.size), F32, (_words(x),), (out,), (p, 1 / (1 - p)), settings)
     return out
@@ -203,7 +204,7 @@ def _along_rows(name: str) -> Callable[..., Any]:
     def kernel(b: Any, *args: Any, axis: int) -> Any:
         if not _stored(*args) or not _last(args[0], axis):
             return NotImplemented
-        y = np.empty(args[0].shape, args[0].dtype)
+        y = empty(args[0].shape, args[0].dtype)
         _run(b, name, _rows(y), y.dtype, tuple(_words(a) for a in args), (y,))
         return y
 
@@ -213,7 +214,7 @@ def _along_rows(name: str) -> Callable[..., Any]:
 def logsumexp(b: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
     if not _full(x) or infer.axes_tuple(axis, x.ndim) != (x.ndim - 1,):
         return NotImplemented
-    y = np.empty(infer.reduced(x.shape, (x.ndim - 1,), keepdims), F32)
+    y = empty(infer.reduced(x.shape, (x.ndim - 1,), keepdims), F32)
     _run(b, "logsumexp", _rows(x), F32, (_words(x),), (y,))
     return y
 
@@ -228,7 +229,7 @@ def _targets(logits: Any, targets: Any) -> Any:
 def cross_entropy(b: Any, logits: Any, targets: Any) -> Any:
     if not _full(logits) or (hits := _targets(logits, targets)) is None:
         return NotImplemented
-    y = np.empty(targets.shape, F32)
+    y = empty(targets.shape, F32)
     _run(b, "cross_entropy", _rows(logits), F32, (_words(logits), hits), (y,))
     return y
 
@@ -236,7 +237,7 @@ def cross_entropy(b: Any, logits: Any, targets: Any) -> Any:
 def cross_entropy_grad(b: Any, logits: Any, targets: Any, g: Any) -> Any:
     if not _full(logits, g) or (hits := _targets(logits, targets)) is None:
         return NotImplemented
-    y = np.empty(logits.shape, F32)
+    y = empty(logits.shape, F32)
     _run(b, "cross_entropy_grad", _rows(logits), F32, (_words(logits), hits, _words(g)), (y,))
     return y
 
@@ -244,7 +245,7 @@ def cross_entropy_grad(b: Any, logits: Any, targets: Any, g: Any) -> Any:
 def topk(b: Any, x: Any, *, k: int) -> Any:
     if not _full(x):
         return NotImplemented
-    values, places = np.empty((*x.shape[:-1], k), F32), np.empty((*x.shape[:-1], k), np.int32)
+    values, places = empty((*x.shape[:-1], k), F32), empty((*x.shape[:-1], k), int32)
     _run(b, "topk", _rows(x), F32, (_words(x),), (values, places), (), (k,))
     return values, places
 
@@ -252,7 +253,7 @@ def topk(b: Any, x: Any, *, k: int) -> Any:
 def rope(b: Any, x: Any, cos: Any, sin: Any, *, interleaved: bool) -> Any:
     if not _stored(x) or not cos.size:
         return NotImplemented
-    y = np.empty(x.shape, x.dtype)
+    y = empty(x.shape, x.dtype)
     settings = (cos.size, x.shape[2], cos.shape[-1], interleaved)
     _run(b, "rope", _rows(x), x.dtype, (_words(x), _wide(cos), _wide(sin)), (y,), (), settings)
     return y
@@ -264,7 +265,7 @@ def rope(b: Any, x: Any, cos: Any, sin: Any, *, interleaved: bool) -> Any:
 def rms_norm(b: Any, x: Any, weight: Any, *, eps: float) -> Any:
     if not _stored(x):
         return NotImplemented
-    y = np.empty(x.shape, x.dtype)
+    y = empty(x.shape, x.dtype)
     rounded = weight if weight.dtype == x.dtype else weight.astype(x.dtype)  # as the body does
     _run(b, "rms_norm", _rows(x), x.dtype, (_words(x), _wide(rounded)), (y,), (eps,))
     return y
@@ -273,7 +274,7 @@ def rms_norm(b: Any, x: Any, weight: Any, *, eps: float) -> Any:
 def rms_norm_grad(b: Any, x: Any, weight: Any, g: Any, *, eps: float) -> Any:
     if not _full(x, weight, g):
         return NotImplemented
-    dx, dw = np.empty(x.shape, F32), np.empty(weight.shape, F32)
+    dx, dw = empty(x.shape, F32), empty(weight.shape, F32)
     _run(b, "rms_norm_grad", _rows(x), F32, (_words(x), _words(weight), _words(g)), (dx, dw), (eps,))
     return dx, dw
 
@@ -281,7 +282,7 @@ def rms_norm_grad(b: Any, x: Any, weight: Any, g: Any, *, eps: float) -> Any:
 def layer_norm(b: Any, x: Any, weight: Any, bias: Any, *, eps: float) -> Any:
     if not _stored(x):
         return NotImplemented
-    y = np.empty(x.shape, x.dtype)
+    y = empty(x.shape, x.dtype)
     _run(b, "layer_norm", _rows(x), x.dtype, (_words(x), _wide(weight), _wide(bias)), (y,), (eps,))
     return y
 
@@ -289,7 +290,7 @@ def layer_norm(b: Any, x: Any, weight: Any, bias: Any, *, eps: float) -> Any:
 def batch_norm(b: Any, x: Any, mean: Any, var: Any, weight: Any, bias: Any, *, eps: float) -> Any:
     if not _stored(x):
         return NotImplemented
-    y = np.empty(x.shape, x.dtype)
+    y = empty(x.shape, x.dtype)
     statistics = tuple(_wide(a) for a in (mean, var, weight, bias))
     _run(b, "batch_norm", _rows(x), x.dtype, (_words(x), *statistics), (y,), (eps,))
     return y
@@ -300,7 +301,7 @@ def batch_norm_train(b: Any, x: Any, weight: Any, bias: Any, *, eps: float) -> A
     if not _stored(x):
         return NotImplemented
     channels = x.shape[-1]
-    y, mean, var = np.empty(x.shape, x.dtype), np.empty(channels, F32), np.empty(channels, F32)
+    y, mean, var = empty(x.shape, x.dtype), empty((channels,), F32), empty((channels,), F32)
     inputs = (_words(x), _wide(weight), _wide(bias))
     _run(b, "group_norm", _rows(x), x.dtype, inputs, (y, mean, var), (eps,), (1, channels, 0))
     return y, mean, var
@@ -309,7 +310,7 @@ def batch_norm_train(b: Any, x: Any, weight: Any, bias: Any, *, eps: float) -> A
 def group_norm(b: Any, x: Any, weight: Any, bias: Any, *, groups: int, eps: float, activation: str | None) -> Any:
     if not _stored(x):
         return NotImplemented
-    y = np.empty(x.shape, x.dtype)
+    y = empty(x.shape, x.dtype)
     inputs = (_words(x), _wide(weight), _wide(bias))
     _run(b, "group_norm", _rows(x), x.dtype, inputs, (y, None, None), (eps,), (x.shape[0], groups, CODES[activation]))
     return y
@@ -318,7 +319,7 @@ def group_norm(b: Any, x: Any, weight: Any, bias: Any, *, groups: int, eps: floa
 def group_norm_grad(b: Any, x: Any, weight: Any, g: Any, *, groups: int, eps: float) -> Any:
     if not _full(x, g):
         return NotImplemented
-    dx, dw, db = (np.empty(s, F32) for s in (x.shape, x.shape[-1:], x.shape[-1:]))
+    dx, dw, db = (empty(s, F32) for s in (x.shape, x.shape[-1:], x.shape[-1:]))
     inputs = (_words(x), _wide(weight), _words(g))
     if groups == 1 and x.ndim == 2:  # layer norm
         _run(b, "layer_norm_grad", _rows(x), F32, inputs, (dx, dw, db), (eps,))
@@ -337,7 +338,7 @@ def sum_(b: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
     if not axes or axes[-1] == x.ndim - 1 or axes != tuple(range(axes[0], axes[-1] + 1)):
         return NotImplemented
     outer, columns = math.prod(x.shape[: axes[0]]), math.prod(x.shape[axes[-1] + 1 :])
-    y = np.empty(infer.reduced(x.shape, axes, keepdims), F32)
+    y = empty(infer.reduced(x.shape, axes, keepdims), F32)
     _run(b, "column_sums", (x.size // columns, columns), F32, (x,), (y,), (), (outer,))
     return y
 

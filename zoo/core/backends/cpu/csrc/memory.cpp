@@ -1,0 +1,106 @@
+// Memory of large results, kept for the next result of about its size. A fresh array of 21 MB costs as much time in page faults as
+// a kernel at memory speed takes to fill it, and malloc gives such blocks back to the system each time.
+// layout     blocks of 8 sizes between powers of two, so at most an eighth is unused; from 4 MiB on in pages of 2 MiB, where the
+//            system has them. Idle blocks take a sixteenth of the machine's memory at most; the oldest goes first
+// The interpreter lock is held wherever a block is taken or given back, so nothing here is locked.
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <new>
+#include <vector>
+
+#include "array.h"
+
+namespace zoo {
+namespace {
+
+constexpr size_t HUGE_PAGE = 2 << 20;
+
+struct Block {
+    void* data;
+    size_t size;
+};
+std::vector<Block> idle;  // the oldest first
+size_t idle_bytes = 0;
+
+size_t size_class(size_t bytes) {
+    size_t step = 4096;
+    while (step * 16 <= bytes) step *= 2;
+    return (bytes + step - 1) / step * step;
+}
+
+size_t limit() {
+    static const size_t found = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE) / 16;
+    return found;
+}
+
+// Gives idle blocks back to the system until no more than `most` bytes are idle.
+void trim(size_t most) {
+    size_t gone = 0;
+    for (; idle_bytes > most; gone++) {
+        munmap(idle[gone].data, idle[gone].size);
+        idle_bytes -= idle[gone].size;
+    }
+    idle.erase(idle.begin(), idle.begin() + (ptrdiff_t)gone);
+}
+
+void* map(size_t size) {
+    const size_t extra = size >= 2 * HUGE_PAGE ? HUGE_PAGE : 0;  // so that a block can begin where a large page does
+    char* const found = static_cast<char*>(mmap(nullptr, size + extra, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (found == MAP_FAILED) return nullptr;
+    if (!extra) return found;
+    const size_t before = (HUGE_PAGE - reinterpret_cast<uintptr_t>(found) % HUGE_PAGE) % HUGE_PAGE;
+    if (before) munmap(found, before);
+    if (before < extra) munmap(found + before + size, extra - before);
+#if defined(MADV_HUGEPAGE)
+    madvise(found + before, size, MADV_HUGEPAGE);
+#endif
+    return found + before;
+}
+
+// Bytes that an array may lie in.
+struct Memory {
+    Block block{};
+
+    explicit Memory(size_t bytes) {
+        const size_t size = size_class(bytes);
+        for (size_t i = idle.size(); i-- > 0;) {
+            if (idle[i].size != size) continue;
+            block = idle[i];
+            idle.erase(idle.begin() + (ptrdiff_t)i);
+            idle_bytes -= size;
+            return;
+        }
+        void* data = map(size);
+        if (!data) {
+            trim(0);
+            data = map(size);
+        }
+        if (!data) throw std::bad_alloc();
+        block = {data, size};
+    }
+    ~Memory() {
+        idle.push_back(block);
+        idle_bytes += block.size;
+        trim(limit());
+    }
+    Memory(const Memory&) = delete;
+};
+
+int get_buffer(PyObject* self, Py_buffer* view, int flags) {
+    const Block& block = nb::inst_ptr<Memory>(self)->block;
+    return PyBuffer_FillInfo(view, self, block.data, (Py_ssize_t)block.size, 0, flags);
+}
+
+}  // namespace
+
+void bind_memory(nb::module_& m) {
+    nb::set_leak_warnings(false);  // arrays may outlive the module when the interpreter ends
+    static PyType_Slot slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(get_buffer)}, {0, nullptr}};
+    nb::class_<Memory>(m, "Memory", nb::type_slots(slots), "Bytes for an array, uninitialised; kept for the next one when nobody holds them.")
+        .def(nb::init<size_t>(), nb::arg("bytes"));
+    m.def("idle_memory", [] { return idle_bytes; }, "Bytes kept for arrays to come.");
+    m.def("release_memory", [] { trim(0); }, "Gives all idle memory back to the system.");
+}
+
+}  // namespace zoo
