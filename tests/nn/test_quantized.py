@@ -8,7 +8,7 @@ import pytest
 import zoo
 from zoo.core import ops
 from zoo.core.stats import stats
-from zoo.nn import Embedding, Linear, Module, QuantizedLinear, Sequential, quantize
+from zoo.nn import Conv2d, Embedding, Linear, Module, QuantizedConv2d, QuantizedLinear, Sequential, quantize
 
 
 class Net(Module):
@@ -77,6 +77,34 @@ def test_prepared_quantised_weights_take_their_kernel():
         before = stats()
         model(ids(device))
         assert stats()[f"cpu.{format}"] > before.get(f"cpu.{format}", 0)
+
+
+def test_convolutions_of_enough_channels_become_int8(device):
+    convs = [
+        Conv2d(3, 16, 3, padding=1),  # of colours: stays
+        Conv2d(16, 24, 3, stride=2, padding=1, dilation=2),
+        Conv2d(24, 24, 3, groups=2),  # stays
+        Conv2d(24, 18, 1, bias=False),
+        Conv2d(18, 8, 1),  # channels not in fours: stays
+    ]
+    model = Sequential(*convs).init(0, device)
+    x = zoo.tensor(np.random.default_rng(0).normal(size=(2, 15, 14, 3)).astype(np.float32), device=device)
+    before = model(x).numpy()
+    for format in ("int8", "int4"):
+        quantised = quantize(Sequential(*(model[i] for i in range(5))), format)
+        assert [type(quantised[i]) for i in range(5)] == [Conv2d, QuantizedConv2d, Conv2d, QuantizedConv2d, Conv2d]
+        assert quantised[1].describe() == "16 -> 24, kernel 3x3, stride 2, padding 1, dilation 2, int8"
+        after = quantised(x).numpy()
+        assert 0 < np.linalg.norm(after - before) < 0.03 * np.linalg.norm(before)
+        state = {path: np.asarray(t) for path, t in quantised.state().items()}
+        np.testing.assert_allclose(quantised.prepare()(x).numpy(), after, rtol=1e-5, atol=1e-6)
+        again = {path: np.asarray(t) for path, t in quantised.state().items()}
+        assert all(np.array_equal(again[path], array) for path, array in state.items())
+    residual = zoo.tensor(np.ones((1, 2, 2, 18), np.float32), device=device)
+    layer, small = quantised[3], zoo.tensor(np.ones((1, 2, 2, 24), np.float32), device=device)
+    np.testing.assert_allclose(
+        layer(small, activation="relu", residual=residual).numpy(), np.maximum(layer(small).numpy() + 1, 0), rtol=1e-5
+    )
 
 
 def _devices():

@@ -31,7 +31,7 @@ def device_option() -> inspect.Parameter:
 
 def dtype_option() -> inspect.Parameter:
     kind = Literal["f32", "f16", "bf16", "int8", "int4"]
-    help = "of the weights (int8 and int4: of the linear layers); without it, as they are stored"
+    help = "of the weights (int8 and int4: of linear layers and convolutions); without it, as they are stored"
     return option("dtype", kind | None, None, help=help, show_default=False)
 
 

@@ -302,17 +302,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation:
 
 
 def conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    stride: int | Sequence[int] = 1,
-    padding: Pad = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int | Sequence[int] = 1, padding: Pad = 0,
+    dilation: int | Sequence[int] = 1, groups: int = 1, activation: str | None = None, residual: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """activation(convolution + bias + residual), as in deep learning (the kernel is not turned round).
 
     x (N, *S, C), weight (O, *K, C / groups), bias (O,), residual like the result -> (N, *S', O).
@@ -330,16 +322,9 @@ def conv(
 
 
 def conv_transpose(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    stride: int | Sequence[int] = 1,
-    padding: Pad = 0,
-    output_padding: int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int | Sequence[int] = 1, padding: Pad = 0,
+    output_padding: int | Sequence[int] = 0, dilation: int | Sequence[int] = 1, groups: int = 1,
+) -> Tensor:  # fmt: skip
     """Transposed convolution: the gradient of `conv` in its input, as a layer of its own.
 
     x (N, *S, C), weight (O, *K, C / groups), bias (O,) -> (N, *S', O), S' = (S-1) stride - 2 padding + dilation (K-1)
@@ -405,6 +390,21 @@ def qlinear(
 ) -> Tensor:
     """`linear` with a quantised weight."""
     return bind(P["qlinear"], x, q, scale, bias, format=format, activation=activation)
+
+
+def qconv(
+    x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None = None, *, stride: int | Sequence[int] = 1,
+    padding: Pad = 0, dilation: int | Sequence[int] = 1, activation: str | None = None, residual: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`conv` with a weight quantised to int8: codes q (O, *K, C) and a scale (O,) for each output.
+
+    A backend may quantise x on the fly, each tile of a picture to 127 steps of its largest number.
+    """
+    rank = x.ndim - 2
+    return bind(
+        P["qconv"], x, q, scale, bias, residual, stride=each_axis(stride, rank, "stride"),
+        padding=pairs(padding, rank), dilation=each_axis(dilation, rank, "dilation"), activation=activation,
+    )  # fmt: skip
 
 
 # what models are made of

@@ -55,7 +55,7 @@ def load(
     """A model with the weights of `ref`, on `device` (a device or its name; None: the default), in evaluation mode.
 
     `port` says which model it must be; None: found out. `dtype` is that of the floating-point weights; None: as stored;
-    "int8" or "int4": as stored, and the linear layers are then rounded (zoo/nn/quantized.py).
+    "int8" or "int4": as stored, and linear layers and convolutions are then rounded (zoo/nn/quantized.py).
     An adapter's directory gives its base model with the adapter around it.
     Raises WeightsError if the weights cannot be found, read or recognised, or if a single tensor does not fit;
     DeviceError if the device is not here.

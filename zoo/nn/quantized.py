@@ -1,7 +1,7 @@
-"""Linear layers with weights of 8 or 4 bits.
+"""Linear layers and convolutions with weights of 8 or 4 bits.
 
 quantize(model, "int8")        # in place: 4 times smaller than float32, about 1 % off (relative L2 of a layer's result)
-quantize(model, "int4")        # 7 times smaller, about 10 % off
+quantize(model, "int4")        # 7 times smaller, about 10 % off; convolutions become int8
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 from zoo.core import ops
 from zoo.core.dtype import float16, float32, int8, uint8
-from zoo.core.errors import DeviceError
+from zoo.core.errors import DeviceError, DtypeError
 from zoo.core.tensor import Tensor
 from zoo.nn import filling, init
+from zoo.nn.conv import Conv2d, Size
 from zoo.nn.linear import Linear
 from zoo.nn.module import Module
 from zoo.nn.param import Param
@@ -26,6 +27,7 @@ NARROW = 128
 """Matrices with fewer inputs are int8 where int4 is asked for. Rounding to 4 bits is 8 % off for any matrix, but narrow
 nets have fewer numbers over which it averages out: perplexity +7.8 % at 64 inputs (stories260K; +7 % with the scale of
 each group searched for the least squared error), +1.0 % at 192 and 512. Narrow matrices are small, too."""
+FEWEST = 16  # input channels of a convolution that is worth it: the first one, of colours, has hardly any weights
 
 
 class QuantizedLinear(Module):
@@ -64,20 +66,55 @@ class QuantizedLinear(Module):
         return f"{stored * (2 if self.format == 'int4' else 1)} -> {outputs}, {self.format}"
 
 
+class QuantizedConv2d(Conv2d):
+    """A Conv2d in one group whose weight is stored as int8, with a scale for each output. Weight and scale are not
+    trained; gradients flow through to x."""
+
+    buffers = ("weight", "scale")
+
+    def __init__(self, inputs: int, outputs: int, kernel: Size, *, format: str = "int8", **settings: Any):
+        super().__init__(inputs, outputs, kernel, **settings)
+        self.weight = Param(self.weight.shape, dtype=int8)
+        self.scale: Tensor = Param((outputs,), dtype=float32)
+        self.format = format
+
+    @classmethod
+    def of(cls, conv: Conv2d) -> QuantizedConv2d:
+        """What `conv` computes, with its weight rounded; the bias is shared."""
+        outputs, *kernel, inputs = conv.weight.shape
+        layer = cls(
+            inputs, outputs, kernel, stride=conv.stride, padding=conv.padding, dilation=conv.dilation, bias=False
+        )
+        codes, scale = ops.quantize(filling.filled(conv.weight).reshape(outputs, -1), "int8")
+        layer.update({"weight": codes.reshape(conv.weight.shape), "scale": scale})
+        layer.bias, layer.training, layer.frozen = conv.bias, conv.training, conv.frozen
+        return layer
+
+    def __call__(self, x: Tensor, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
+        return ops.qconv(
+            x, self.weight, self.scale, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation,
+            activation=activation, residual=residual,
+        )  # fmt: skip
+
+    def describe(self) -> str:
+        return f"{super().describe()}, {self.format}"
+
+
 def quantize(model: M, format: str, skip: Collection[str] = ()) -> M:
-    """Puts a QuantizedLinear in the place of every Linear of the model, in place; call `prepare` after it, not before.
+    """Puts a QuantizedLinear in the place of every Linear of the model, and a QuantizedConv2d in that of every Conv2d
+    in one group of at least 16 input channels, in fours; in place; call `prepare` after it, not before.
 
     Layers whose attribute is in `skip` stay. With "int4", the head of a language model becomes "int8", since its errors
-    reach the choice of a token directly, and so do layers of fewer than 128 inputs (NARROW), or whose inputs do not
-    divide by 32. Embeddings and convolutions stay as they are. -> the model (if it is itself a Linear, the layer in
-    its place).
+    reach the choice of a token directly, and so do convolutions, layers of fewer than 128 inputs (NARROW), or whose
+    inputs do not divide by 32. Embeddings and all other convolutions stay as they are. -> the model (if it is itself a
+    layer, the one in its place).
     Raises DeviceError on an Autodiff device: what is trained is not rounded.
     """
-    made: dict[int, QuantizedLinear] = {}
+    made: dict[int, Module] = {}
     seen: set[int] = set()
 
     def visit(value: Any, name: str) -> Any:
-        if isinstance(value, Linear):
+        if isinstance(value, Linear) or _worth(value):
             if name in skip:
                 return value
             if id(value) not in made:
@@ -99,13 +136,23 @@ def quantize(model: M, format: str, skip: Collection[str] = ()) -> M:
     return visit(model, "")
 
 
-def _quantized(linear: Linear, format: str) -> QuantizedLinear:
-    device = filling.filled(linear.weight).device
+def _worth(value: Any) -> bool:
+    if type(value) is not Conv2d or value.groups != 1:
+        return False
+    return value.weight.shape[-1] >= FEWEST and value.weight.shape[-1] % 4 == 0
+
+
+def _quantized(layer: Linear | Conv2d, format: str) -> QuantizedLinear | QuantizedConv2d:
+    device = filling.filled(layer.weight).device
     if getattr(device, "inner", None) is not None:
         raise DeviceError(
             f"weights on {device.name} cannot be quantised", "they are variables, which training changes",
             "Move the model off it first: quantize(model.to(device), format).",
         )  # fmt: skip
-    inputs = linear.weight.shape[1]
+    if isinstance(layer, Conv2d):
+        if format not in FORMATS:
+            raise DtypeError(f"unknown weight format {format!r}", "Known: " + ", ".join(FORMATS))
+        return QuantizedConv2d.of(layer)
+    inputs = layer.weight.shape[1]
     fits = inputs >= NARROW and inputs % GROUP == 0
-    return QuantizedLinear.of(linear, format if fits or format != "int4" else "int8")
+    return QuantizedLinear.of(layer, format if fits or format != "int4" else "int8")

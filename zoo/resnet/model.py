@@ -10,7 +10,7 @@ from typing import Any
 from zoo.core import ops
 from zoo.core.errors import DeviceError
 from zoo.core.tensor import Tensor
-from zoo.nn import BatchNorm, Conv2d, Linear, Module, Sequential, activation, global_avg_pool
+from zoo.nn import BatchNorm, Conv2d, Linear, Module, QuantizedConv2d, Sequential, activation, global_avg_pool
 from zoo.nn.init import kaiming_normal
 from zoo.nn.param import Param
 from zoo.resnet.config import REDUCTION, ResNetConfig
@@ -37,13 +37,17 @@ class ConvNorm(Module):
         return y if self.act is None else activation(self.act)(y)
 
     def fold(self) -> None:
-        """norm(conv(x)) as one convolution in float32: w * s and bias - mean * s, with s = weight / sqrt(var + eps)."""
+        """norm(conv(x)) as one convolution in float32: w * s and bias - mean * s, with s = weight / sqrt(var + eps).
+        Of a quantised one, the scales of its outputs are multiplied."""
         if self.normalization is None:
             return
         norm = {name: tensor.astype("float32") for name, tensor in self.normalization.state().items()}
         scale = norm["weight"] / ops.sqrt(norm["running_var"] + self.normalization.eps)
         conv: Any = self.convolution
-        conv.weight = conv.weight.astype("float32") * scale.reshape(-1, 1, 1, 1)
+        if isinstance(conv, QuantizedConv2d):
+            conv.scale = conv.scale * scale
+        else:
+            conv.weight = conv.weight.astype("float32") * scale.reshape(-1, 1, 1, 1)
         conv.bias = norm["bias"] - norm["running_mean"] * scale
         self.normalization = None
 

@@ -1,4 +1,5 @@
-"""Quantised weights, symmetric, for matrices (N outputs, K inputs).
+"""Quantised weights, symmetric, for matrices (N outputs, K inputs); int8 also for convolutions, whose weight
+(N, *kernel, C) is a matrix with K = kernel * C.
 
 int8   q int8 (N, K), scale float32 (N,):      w = q * scale,       scale = max|row| / 127
 int4   q uint8 (N, K/2), scale float16 (N, K/32): w = (nibble - 8) * scale of its group of 32 inputs; the low nibble is
@@ -15,7 +16,7 @@ import numpy as np
 from zoo.core.dtype import compute_dtype, float16, float32, int8, uint8
 from zoo.core.errors import DtypeError, ShapeError
 from zoo.core.prim import NO_GRADIENT, Kind, Meta, Prim, composite
-from zoo.core.prims import infer
+from zoo.core.prims import infer, nn
 
 GROUP = 32  # inputs that share an int4 scale; llama.cpp's q4_0 has the same
 FORMATS = ("int8", "int4")
@@ -91,3 +92,23 @@ def qlinear(o, x, q, scale, bias, *, format, activation=None):
     if bias is not None:
         y = o.add(y, o.cast(bias, dtype=dtype))
     return o.cast(getattr(o, activation)(y) if activation else y, dtype=x.dtype)
+
+
+def _qconv_infer(x: Any, q: Any, scale: Any, bias: Any, residual: Any, *, activation: Any, **conv: Any) -> Meta:
+    if q.dtype != int8:
+        raise DtypeError(f"q is {q.dtype.name}; convolutions are quantised to int8")
+    w = Meta(tuple(q.shape), x.dtype)
+    y: Meta = nn.conv_bias_act.infer(x, w, bias, residual, activation=activation, groups=1, **conv)
+    infer.need_shape("scale", scale, q.shape[:1])
+    return y
+
+
+@composite(_qconv_infer)
+def qconv(o, x, q, scale, bias, residual, *, stride, padding, dilation, activation=None):
+    """activation(conv(x, q * scale) + bias + residual), in float32."""
+    dtype = compute_dtype(x.dtype)
+    rows = o.reshape(q, shape=(q.shape[0], math.prod(q.shape[1:])))
+    w = o.reshape(o.dequantize(rows, scale, format="int8", dtype=dtype), shape=tuple(q.shape))
+    bias, residual = (a if a is None else o.cast(a, dtype=dtype) for a in (bias, residual))
+    settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": 1, "activation": activation}
+    return o.cast(o.conv_bias_act(o.cast(x, dtype=dtype), w, bias, residual, **settings), dtype=x.dtype)

@@ -21,7 +21,7 @@ uint16 = np.dtype(np.uint16)
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A weight, (N, K) for "linear" (of integers: "int8", "int4") or (O, *kernel, C / groups) for "conv", packed for
+    """A weight, (N, K) for "linear" or (O, *kernel, C / groups) for "conv" (of integers: "int8", "int4"), packed for
     the instruction set `isa`, whose micro-kernel has `columns` columns. Immutable; `shape` and `dtype` are those of the
     weight."""
 
@@ -46,7 +46,7 @@ class Packed:
         panels = self.buffer
         if self.layout == "int8":
             quads = panels.reshape(-1, -(-depth // 4), self.columns, 4).transpose(0, 2, 1, 3) ^ 0x80
-            return quads.reshape(-1, quads.shape[2] * 4)[:outputs, :depth].copy().view(int8)
+            return quads.reshape(-1, quads.shape[2] * 4)[:outputs, :depth].copy().view(int8).reshape(self.shape)
         if self.layout == "int4":
             chunks = panels.reshape(-1, depth // 16, 4, self.columns, 4).transpose(0, 3, 1, 2, 4)
             codes = np.stack([chunks & 15, chunks >> 4], axis=3).reshape(-1, depth * 2)[:outputs]
@@ -58,7 +58,7 @@ class Packed:
 
 # what a buffer is made of, and how many inputs lie side by side in it, by dtype of the weight
 FLOATS: dict[Any, Any] = {float32: (float32, 1), bfloat16: (uint16, 1), float16: (uint16, 1)}
-STORED = {"linear": {**FLOATS, int8: (uint8, 4), uint8: (uint8, 16)}, "conv": FLOATS}
+STORED = {"linear": {**FLOATS, int8: (uint8, 4), uint8: (uint8, 16)}, "conv": {**FLOATS, int8: (uint8, 4)}}
 
 
 def pack(native: Any, weight: np.ndarray, kind: str, groups: int = 1) -> Packed:
@@ -67,12 +67,13 @@ def pack(native: Any, weight: np.ndarray, kind: str, groups: int = 1) -> Packed:
     stored, unit = STORED.get(kind, {}).get(weight.dtype, (None, 1))
     known = stored is not None and weight.ndim in ranks and 0 not in weight.shape
     # the depthwise kernel reads a weight as it is; in panels it would be mostly zeros
-    fits = groups == 1 or (kind == "conv" and 1 < groups < weight.shape[0] and weight.shape[0] % groups == 0)
+    in_groups = kind == "conv" and weight.dtype != int8
+    fits = groups == 1 or (in_groups and 1 < groups < weight.shape[0] and weight.shape[0] % groups == 0)
     if not known or not fits or (unit == 16 and weight.shape[1] % unit):
         raise OpError(
             f"it is {weight.dtype.name} {weight.shape}, in {groups} groups",
             "float32, bfloat16 and float16 pack as 'linear' (N, K) or 'conv' (O, K, C) or (O, K, K, C), if it is not "
-            "depthwise; int8 (N, K) and pairs of int4 (uint8, K / 2 in 16s) as 'linear'.",
+            "depthwise; int8 so too, in one group; pairs of int4 (uint8, N, K / 2 in 16s) as 'linear'.",
             what=f"cannot pack a weight as {kind!r}",
         )
     weight = np.ascontiguousarray(weight)
@@ -81,7 +82,7 @@ def pack(native: Any, weight: np.ndarray, kind: str, groups: int = 1) -> Packed:
     buffer = aligned(panels * columns * (-(-depth // unit) * unit), stored)
     layout = {int8: "int8", uint8: "int4"}.get(weight.dtype, kind)
     if layout == "int8":
-        native.pack_int8(weight, buffer)
+        native.pack_int8(weight.reshape(weight.shape[0], depth), buffer)
     elif layout == "int4":
         native.pack_int4(weight, buffer)
     elif layout == "linear":

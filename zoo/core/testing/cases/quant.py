@@ -71,4 +71,45 @@ def _rows(format: str) -> list[Case]:
     ]  # fmt: skip
 
 
-CASES: list[Case] = [*_rows("int8"), *_rows("int4")]
+def _conv(label: str, x: tuple[int, ...], w: tuple[int, ...], *, extra: bool = False, activation: Any = None,
+          tol: Tol = QUANTISED, **settings: Any) -> Case:  # fmt: skip
+    """extra: with bias and residual."""
+
+    def args(r: Any) -> tuple[Any, ...]:
+        q, scale = ref.quantize(_weight(r, w[0], int(np.prod(w[1:]))), "int8")
+        codes = q.reshape(w)
+        if not extra:
+            return r.f(*x), codes, scale
+        return r.f(*x), codes, scale, r.f(w[0]), r.f(*ref.conv(np.zeros(x), codes, **full).shape)
+
+    def product(x: np.ndarray, q: np.ndarray, scale: np.ndarray, bias: Any = 0.0, residual: Any = 0.0) -> np.ndarray:
+        wide = ref.dequantize(q.reshape(len(q), -1), scale, "int8").reshape(q.shape)
+        y = ref.conv(x, wide, **full) + bias + residual
+        return ref.ACTIVATIONS[activation](y) if activation else y
+
+    rank = len(x) - 2
+    full: dict[str, Any] = {
+        "stride": ops.each_axis(settings.get("stride", 1), rank, "stride"), "groups": 1, "flip": False,
+        "padding": ops.pairs(settings.get("padding", 0), rank), "input_dilation": (1,) * rank,
+        "dilation": ops.each_axis(settings.get("dilation", 1), rank, "dilation"),
+    }  # fmt: skip
+
+    def op(x: Any, q: Any, scale: Any, bias: Any = None, residual: Any = None) -> Any:
+        return ops.qconv(x, q, scale, bias, residual=residual, activation=activation, **settings)
+
+    grad = (0, 3, 4) if extra else (0,)
+    return Case(f"qconv[{label}]", op, args, product, tol, grad=grad, gradient=BACKWARD, nan=(0,))
+
+
+CONVS = [
+    _conv("1x1", (2, 3, 5, 8), (6, 1, 1, 8)),
+    _conv("1x1, stride", (2, 5, 4, 8), (6, 1, 1, 8), stride=2, extra=True),
+    _conv("3x3", (2, 7, 6, 16), (9, 3, 3, 16), padding=1, extra=True, activation="relu"),
+    _conv("stride, uneven padding", (1, 6, 9, 4), (5, 3, 2, 4), stride=(2, 3), padding=((0, 2), (3, 1))),
+    _conv("dilation, negative padding", (1, 9, 8, 12), (3, 2, 3, 12), dilation=(3, 2), padding=((-1, 1), (2, -1))),
+    _conv("channels not in fours", (1, 5, 5, 6), (4, 3, 3, 6)),
+    _conv("1-D", (1, 9, 8), (4, 3, 8)),
+    _conv("empty", (0, 5, 5, 8), (4, 3, 3, 8), tol=EXACT),
+]
+
+CASES: list[Case] = [*_rows("int8"), *_rows("int4"), *CONVS]

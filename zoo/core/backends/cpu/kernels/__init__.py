@@ -6,7 +6,7 @@ memory, odd settings): numpy's kernel takes over. `infer` has checked the shapes
 
 from __future__ import annotations
 
-from zoo.core.backends.cpu.kernels import attention, conv, gemm, pool, quant, rows
+from zoo.core.backends.cpu.kernels import attention, conv, gemm, pool, qconv, quant, rows
 from zoo.core.backends.cpu.kernels.common import Kernels
 
 KERNELS: Kernels = {
@@ -16,5 +16,6 @@ KERNELS: Kernels = {
     **rows.KERNELS,
     **pool.KERNELS,
     **quant.KERNELS,
+    **qconv.KERNELS,
 }
 ALGORITHMS = {"winograd"}  # may be switched off like an op

@@ -5,6 +5,7 @@
 
 constexpr i64 GROUP = 32;
 constexpr float TINY = 1e-36f;  // a row of smaller numbers counts as zero: 127 / max would be infinite
+constexpr int32_t INFINITE = 0x7F800000;
 
 struct Rows8 {
     char* codes;
@@ -58,26 +59,35 @@ INLINE void store_codes(char* to, vi v) {
 #endif
 }
 
+// n codes of one scale, to bytes that begin a quad; returns their sum.  Writes up to W - 1 codes past the end.
+INLINE int32_t quantise_run(const float* a, i64 n, float inverse, char* to) {
+    constexpr i64 BYTES = QUAD / 4;  // of one code
+    vi sum{};
+    for (i64 k = 0; k < n; k += W) {
+        const vi v = nearest(load_first(a + k, n - k) * inverse);
+        sum += v;
+        store_codes(to + k * BYTES, v);
+    }
+    return sum_of(sum);
+}
+
+// The factor for a largest |a| of these bits, and the scale of the codes; 0 where it is not finite or counts as zero.
+INLINE float inverse_of(int32_t largest, float* scale) {
+    float max;
+    __builtin_memcpy(&max, &largest, 4);
+    const bool usable = largest < INFINITE && max >= TINY;
+    *scale = usable ? max / 127.0f : 0.0f;
+    return usable ? 127.0f / max : 0.0f;
+}
+
 // Returns whether all numbers of the row are finite.
 bool quantise_row(const float* a, i64 K, int bits, const Rows8& r, i64 row) {
     const int32_t largest = largest_bits(a, K);
-    float max;
-    __builtin_memcpy(&max, &largest, 4);
-    const bool finite = largest < 0x7F800000;
-    const float inverse = finite && max >= TINY ? 127.0f / max : 0.0f;
-    r.scale[row] = inverse > 0 ? max / 127.0f : 0.0f;
-    char* const to = r.codes + row * r.distance;
-    int32_t* const sums = r.sums + row * r.groups;
-    constexpr i64 BYTES = QUAD / 4;  // of one code
+    const float inverse = inverse_of(largest, r.scale + row);
     const i64 length = bits == 4 ? GROUP : K;
     for (i64 g = 0; g < r.groups; g++) {
-        vi sum{};
-        for (i64 k = g * length; k < (g + 1) * length; k += W) {
-            const vi v = nearest(load_first(a + k, at_most(K, (g + 1) * length) - k) * inverse);
-            sum += v;
-            store_codes(to + k * BYTES, v);
-        }
-        sums[g] = sum_of(sum) * (bits == 4 ? -8 : -128);
+        char* const to = r.codes + row * r.distance + g * length * (QUAD / 4);
+        r.sums[row * r.groups + g] = quantise_run(a + g * length, length, inverse, to) * (bits == 4 ? -8 : -128);
     }
-    return finite;
+    return largest < INFINITE;
 }

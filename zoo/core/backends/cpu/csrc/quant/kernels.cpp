@@ -19,10 +19,12 @@ namespace {
 
 #include "linear.h"
 
+#include "conv.h"
+
 #include "pack.h"
 }  // namespace
 
 extern const QuantKernels FAMILY_TABLE(quant);
-constexpr QuantKernels FAMILY_TABLE(quant) = {NR, pack8, pack4, linear};
+constexpr QuantKernels FAMILY_TABLE(quant) = {NR, pack8, pack4, linear, conv};
 
 }  // namespace zoo

@@ -81,6 +81,12 @@ constexpr Micros8 make_micros8() {
 }
 constexpr Micros8 MICRO8 = make_micros8();
 
+// What follows the products of some rows, which are at `c`.
+void finish(const QuantLinear& q, float* c, i64 rows, i64 columns) {
+    if (q.residual || q.activation != NONE)
+        finish(c, q.N, q.residual ? q.residual + (c - q.c) : nullptr, q.N, rows, columns, q.activation);
+}
+
 // Rows 0 .. rows - 1 of A, whose product goes to c, with columns n0 .. n1 of W; n0 is where a panel starts.
 void product8(const QuantLinear& q, const Rows8& a, i64 rows, float* c, i64 n0, i64 n1) {
     const Panels panels(rows, ROWS8);
@@ -100,7 +106,7 @@ void product8(const QuantLinear& q, const Rows8& a, i64 rows, float* c, i64 n0, 
                     MICRO8.of[panels.rows(p) - 1][tile.n > W](at_most(kb, quads - k), a.codes + row * a.distance + k * QUAD, a.distance,
                                                               q.w + (n / NR * quads + k) * NR * 4, tile);
                 }
-                if (last && q.activation != NONE) finish(c + row * q.N + nb, q.N, nullptr, 0, panels.rows(p), end - nb, q.activation);
+                if (last) finish(q, c + row * q.N + nb, panels.rows(p), end - nb);
             }
         }
     }

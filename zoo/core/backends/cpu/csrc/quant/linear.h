@@ -11,9 +11,12 @@ struct LinearJob {
     i64 tasks;
 };
 
-void quantise_rows(const QuantLinear& q, const Rows8& to, i64 m0, i64 m1) {
-    for (i64 m = m0; m < m1; m++)
-        if (!quantise_row(q.a + m * q.a_m, q.K, q.bits, to, m)) __atomic_store_n(q.strange, 1, __ATOMIC_RELAXED);
+// Rows m0 .. m1 of A, the first of `to` being row `first`.
+void quantise_rows(const QuantLinear& q, const Rows8& to, i64 first, i64 m0, i64 m1) {
+    for (i64 m = m0; m < m1; m++) {
+        const float* const a = q.line ? q.a + m / q.line * q.a_line + m % q.line * q.a_m : q.a + m * q.a_m;
+        if (!quantise_row(a, q.K, q.bits, to, m - first)) __atomic_store_n(q.strange, 1, __ATOMIC_RELAXED);
+    }
 }
 
 void product(const QuantLinear& q, const Rows8& a, i64 rows, float* c, i64 n0, i64 n1) {
@@ -30,7 +33,7 @@ void linear(const QuantLinear& q) {
         job.tasks = q.M * q.K < 1 << 16 ? 1 : at_most(q.M, 2 * T);
         parallel(job.tasks, [](void* context, i64 i) {
             const LinearJob& j = *static_cast<const LinearJob*>(context);
-            quantise_rows(*j.q, j.rows, j.q->M * i / j.tasks, j.q->M * (i + 1) / j.tasks);
+            quantise_rows(*j.q, j.rows, 0, j.q->M * i / j.tasks, j.q->M * (i + 1) / j.tasks);
         }, &job);
         job.tasks = at_most(at_most(worth, panels), T == 1 ? 1 : 4 * T);
         return parallel(job.tasks, [](void* context, i64 i) {
@@ -43,12 +46,10 @@ void linear(const QuantLinear& q) {
     job.tasks = at_most(worth, divide_up(divide_up(q.M, rows), T) * T);
     parallel(job.tasks, [](void* context, i64 i) {
         const LinearJob& j = *static_cast<const LinearJob*>(context);
-        QuantLinear part = *j.q;
-        const i64 m0 = part.M * i / j.tasks;
-        part.M = part.M * (i + 1) / j.tasks - m0;
-        part.a += m0 * part.a_m;
-        const Rows8 to = rows_in_scratch(part.M, part.K, part.bits);
-        quantise_rows(part, to, 0, part.M);
-        product(part, to, part.M, part.c + m0 * part.N, 0, part.N);
+        const QuantLinear& q = *j.q;
+        const i64 m0 = q.M * i / j.tasks, m1 = q.M * (i + 1) / j.tasks;
+        const Rows8 to = rows_in_scratch(m1 - m0, q.K, q.bits);
+        quantise_rows(q, to, m0, m0, m1);
+        product(q, to, m1 - m0, q.c + m0 * q.N, 0, q.N);
     }, &job);
 }
