@@ -13,8 +13,8 @@ from zoo.cli.main import main
 from zoo.hub import load
 from zoo.llama import tokenizer as tokenizers
 from zoo.llama.generate import generate
-from zoo.llama.run import Answer, Writer
 from zoo.llama.sampling import Sampling
+from zoo.llama.writer import Answer, Writer
 
 
 @pytest.fixture
@@ -101,5 +101,5 @@ def test_an_answer_that_is_broken_off_keeps_what_it_has_seen(tiny):
     pieces = writer.write(ids)
     next(pieces)
     pieces.close()
-    assert writer.cache.length == len(writer.seen) >= len(ids)
-    assert np.array_equal(writer.seen[: len(ids)], ids)
+    assert writer.cache.length == len(writer.cache.tokens) >= len(ids)
+    assert np.array_equal(writer.cache.tokens[: len(ids)], ids)

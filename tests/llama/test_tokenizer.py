@@ -7,8 +7,8 @@ import pytest
 from zoo.core.errors import WeightsError
 from zoo.hub import load
 from zoo.llama import tokenizer as tokenizers
-from zoo.llama.run import until
 from zoo.llama.tokenizer import Tokenizer
+from zoo.llama.writer import until
 
 TEXT = "naïve 猫 🦙 e\u0301nd"
 

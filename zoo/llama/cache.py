@@ -5,54 +5,117 @@ from __future__ import annotations
 from typing import Any
 
 from zoo.core import ops
-from zoo.core.dtype import float32
+from zoo.core.dtype import bfloat16, float16, float32, int8
+from zoo.core.dtype import dtype as dtype_of
 from zoo.core.tensor import Tensor
 from zoo.llama.config import LlamaConfig
 
 GROWTH = 256
 """Positions by which a full cache grows at least; it doubles otherwise."""
+DTYPES = {"f32": float32, "f16": float16, "bf16": bfloat16, "int8": int8}
+
+
+class Rows:
+    """Vectors (B, capacity, H_kv, D) of positions, in a floating-point dtype."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, device: Any):
+        self.stored = ops.zeros(shape, dtype=dtype, device=device)
+
+    @property
+    def capacity(self) -> int:
+        return self.stored.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.stored.size * self.stored.dtype.itemsize
+
+    def put(self, x: Tensor, start: int) -> None:
+        """Writes x (B, L, H_kv, D) from a position on."""
+        self.stored = ops.update_slice(self.stored, x.astype(self.stored.dtype), (0, start, 0, 0), donate=True)
+
+    def first(self, count: int) -> Tensor:
+        """(B, count, H_kv, D), in the dtype that is stored."""
+        return self.stored[:, :count]
+
+    def grow(self, capacity: int) -> None:
+        self.stored = ops.pad(self.stored, ((0, 0), (0, capacity - self.capacity), (0, 0), (0, 0)))
+
+
+class Int8Rows(Rows):
+    """The same in 8 bits: a vector is 127 steps to each side, and a float32 that says how long a step is. Attention
+    reads float32, so that all of it is written out anew for every token: this saves memory and costs time."""
+
+    def __init__(self, shape: tuple[int, ...], device: Any):
+        super().__init__(shape, int8, device)
+        self.scales = Rows((*shape[:-1], 1), float32, device)
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + self.scales.nbytes
+
+    def put(self, x: Tensor, start: int) -> None:
+        step = ops.max(ops.abs(x.astype(float32)), axis=-1, keepdims=True) / 127.0
+        super().put(ops.round(x / ops.where(step > 0, step, 1.0)), start)
+        self.scales.put(step, start)
+
+    def first(self, count: int) -> Tensor:
+        return self.stored[:, :count].astype(float32) * self.scales.first(count)
+
+    def grow(self, capacity: int) -> None:
+        super().grow(capacity)
+        self.scales.grow(capacity)
 
 
 class LayerCache:
-    """Of one layer: keys and values (B, capacity, H_kv, D), of which the first `length` positions are filled."""
+    """Of one layer: keys and values, of which the first `length` positions are filled."""
 
-    def __init__(self, keys: Tensor, values: Tensor):
-        self.keys, self.values = keys, values
+    def __init__(self, shape: tuple[int, ...], dtype: Any, device: Any):
+        def rows() -> Rows:
+            return Int8Rows(shape, device) if dtype == int8 else Rows(shape, dtype, device)
+
+        self.keys, self.values = rows(), rows()
         self.length = 0
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds k, v (B, L, H_kv, D); returns all of them up to now (B, S, H_kv, D), in the dtype that is stored."""
+        """Adds k, v (B, L, H_kv, D); returns all of them up to now (B, S, H_kv, D), as they are kept."""
         start, stop = self.length, self.length + k.shape[1]
-        if stop > self.keys.shape[1]:
-            self._grow(stop)
-        at = (0, start, 0, 0)
-        self.keys = ops.update_slice(self.keys, k.astype(self.keys.dtype), at, donate=True)
-        self.values = ops.update_slice(self.values, v.astype(self.values.dtype), at, donate=True)
+        if stop > self.keys.capacity:
+            capacity = max(stop, 2 * self.keys.capacity, GROWTH)
+            self.keys.grow(capacity)
+            self.values.grow(capacity)
+        self.keys.put(k, start)
+        self.values.put(v, start)
         self.length = stop
-        return self.keys[:, :stop], self.values[:, :stop]
-
-    def _grow(self, needed: int) -> None:
-        capacity = max(needed, 2 * self.keys.shape[1], GROWTH)
-        grown = ((0, 0), (0, capacity - self.keys.shape[1]), (0, 0), (0, 0))
-        self.keys, self.values = ops.pad(self.keys, grown), ops.pad(self.values, grown)
+        return self.keys.first(stop), self.values.first(stop)
 
 
 class Cache:
-    """Of all layers. `length` is how many tokens it has seen."""
+    """Of all layers. `tokens` are those whose keys and values it holds, where `generate` put them there."""
 
     def __init__(self, config: LlamaConfig, *, batch: int = 1, capacity: int = 0, dtype: Any = float32, device: Any):
-        shape = (batch, capacity, config.num_key_value_heads, config.head_dim)
-
-        def empty() -> Tensor:
-            return ops.zeros(shape, dtype=dtype, device=device)  # type: ignore[arg-type]
-
-        self.layers = [LayerCache(empty(), empty()) for _ in range(config.num_hidden_layers)]
+        """dtype: in which they are kept: float32, float16, bfloat16, or int8."""
+        shape = (batch, capacity, config.num_key_value_heads or 0, config.head_dim or 0)
+        self.layers = [LayerCache(shape, dtype_of(dtype), device) for _ in range(config.num_hidden_layers)]
+        self.tokens: list[int] = []
 
     @property
     def length(self) -> int:
-        return self.layers[0].length
+        """How many tokens every layer has seen: where a pass was broken off, some have seen more."""
+        return min(layer.length for layer in self.layers)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
 
     def truncate(self, length: int) -> None:
         """Forgets all tokens behind the first `length`."""
+        length = min(length, self.length)
         for layer in self.layers:
-            layer.length = min(layer.length, length)
+            layer.length = length
+        del self.tokens[length:]
+
+
+def bytes_of(config: LlamaConfig, tokens: int, dtype: Any = float32) -> int:
+    """What the cache of so many tokens takes."""
+    vectors = 2 * config.num_hidden_layers * (config.num_key_value_heads or 0) * tokens
+    return vectors * ((config.head_dim or 0) * dtype_of(dtype).itemsize + (4 if dtype_of(dtype) == int8 else 0))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zoo.llama.run import Writer
+    from zoo.llama.writer import Writer
 
 HELP = "/reset begins anew, /exit or Ctrl-D ends; Ctrl-C stops an answer"
 

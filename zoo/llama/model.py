@@ -5,6 +5,8 @@ Shapes: B batch, L new tokens, S cached and new tokens, H heads, D head_dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from zoo.core import ops
@@ -86,11 +88,11 @@ class Llama(Module):
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def __call__(
-        self, ids: Tensor, cache: Cache | None = None, *, last: bool = False, starts: Tensor | None = None
+        self, ids: Tensor, cache: Cache | None = None, *, last: int = 0, starts: Sequence[int] | None = None
     ) -> Tensor:
         """With a cache, `ids` come after what it has seen, and are added to it.
 
-        last: logits of the last position only, (B, 1, vocab_size): all that generating needs.
+        last: logits of so many positions at the end only, (B, last, vocab_size); 0: of all.
         starts: where each of the B texts begins: what is left of it is padding, which nothing looks at.
         """
         L = ids.shape[1]
@@ -106,7 +108,7 @@ class Llama(Module):
         x = self.model.embed_tokens(ids).astype(float32)  # weights may be stored narrower; sums are float32
         for i, layer in enumerate(self.model.layers):
             x = layer(x, rope, None if cache is None else cache.layers[i], bias)
-        x = self.model.norm(x[:, -1:] if last else x)
+        x = self.model.norm(x[:, -last:] if last else x)
         if self.config.tie_word_embeddings:
             return ops.linear(x, self.model.embed_tokens.weight)
         return self.lm_head(x)

@@ -1,67 +1,23 @@
-"""`zoo run llama`: a text goes on, or a conversation."""
+"""`zoo run llama`: a text goes on, several do, or a conversation."""
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from zoo.core.errors import ZooError
-from zoo.core.stats import peak_memory
 from zoo.llama import tokenizer as tokenizers
-from zoo.llama.cache import Cache
-from zoo.llama.generate import generate, room
+from zoo.llama.cache import DTYPES
 from zoo.llama.model import Llama
 from zoo.llama.sampling import Sampling
-from zoo.llama.tokenizer import Tokenizer
-
-
-@dataclass
-class Answer:
-    """What was generated, and how fast. As text it is the end of the line: the text itself was streamed."""
-
-    prompt_tokens: list[int]
-    tokens: list[int] = field(default_factory=list)
-    text: str = ""
-    stopped: str = ""
-    """Why it ended: "end" (the model's own), "stop" (a stop string), "length", "context"."""
-    cached: int = 0
-    """Tokens of the prompt that an earlier turn had worked out."""
-    first: float = 0.0
-    """Seconds to the first token."""
-    rest: float = 0.0
-    """Seconds for the others."""
-    alone = True  # one document, not a list of results
-
-    @property
-    def stats(self) -> dict[str, float]:
-        rate = (len(self.tokens) - 1) / self.rest if self.rest else 0.0
-        prefill = (len(self.prompt_tokens) - self.cached) / self.first if self.first else 0.0
-        return {"prefill_tps": prefill, "decode_tps": rate, "ttft_s": self.first, "peak_mb": (peak_memory() or 0) / 1e6}
-
-    def to_json(self) -> dict[str, Any]:
-        return {"prompt_tokens": self.prompt_tokens, "tokens": self.tokens, "text": self.text, "stopped": self.stopped,
-                "stats": self.stats}  # fmt: skip
-
-    def note(self) -> str:
-        """How fast it was, and why it ended where that is not plain."""
-        stats = self.stats
-        why = {"length": " · stopped by --max-tokens", "context": " · the context is full"}.get(self.stopped, "")
-        cached = f" ({self.cached:,} known)" if self.cached else ""
-        return (
-            f"  prompt {len(self.prompt_tokens):,} tokens{cached}, {stats['prefill_tps']:,.1f}/s · first after "
-            f"{stats['ttft_s']:.2f} s · {len(self.tokens):,} tokens, {stats['decode_tps']:,.1f}/s{why}"
-        )
-
-    def __str__(self) -> str:
-        return ""
+from zoo.llama.speculative import Draft, Lookup, Proposer, check_vocabulary
+from zoo.llama.writer import Writer
 
 
 def run(
     model: Llama,
-    prompt: str = "",
+    prompt: list[str] | None = None,
     *,
     max_tokens: int = 256,
     temperature: float | None = None,
@@ -69,25 +25,41 @@ def run(
     top_p: float | None = None,
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: list[str] | None = None,
     stop: list[str] | None = None,
     chat: bool = False,
     system: str = "",
+    cache: Literal["f32", "f16", "bf16", "int8"] = "f32",
+    overflow: Literal["stop", "shift"] = "stop",
+    lookup: int = 0,
+    draft: str | None = None,
     seed: int = 0,
 ) -> Iterator[Any]:
-    """Continue a text, or chat.
+    """Continue a text, or several side by side, or chat.
 
-    prompt: text to go on from, - for standard input; without one, from the beginning
+    prompt: text to go on from, - for standard input; several are worked out together; without one, from the beginning
     max_tokens: tokens to write at most
     temperature: 0 takes the likeliest token; without it, as generation_config.json says, else 0
     top_k: draw among the k likeliest tokens; 0 for all
     top_p: draw among the likeliest that make up this share
     min_p: draw among those at least this share as likely as the likeliest
     repetition_penalty: above 1, what occurred becomes less likely
+    presence_penalty: above 0, what was written becomes less likely, once
+    frequency_penalty: above 0, what was written becomes less likely, each time
+    logit_bias: ID=VALUE, added to the logit of that token; may be given several times
     stop: end before this text; may be given several times
     chat: a conversation by the model's own chat template; with a prompt, one answer
     system: what the conversation begins with
+    cache: how keys and values are kept; int8 takes a quarter of f32's memory, and longer
+    overflow: where the context is full, stop, or shift: forget the oldest half but the first tokens, and go on
+    lookup: guess so many tokens by what followed the same words before; the text stays what it is
+    draft: a smaller checkpoint with the same tokenizer, which guesses tokens; the text stays what it is
     """
     tokenizer = tokenizers.of(model)
+    if max_tokens < 1:
+        raise ZooError("there is nothing to write", f"--max-tokens is {max_tokens}", "Ask for at least 1.")
     published = tokenizer.generation if tokenizer.generation.get("do_sample") else {}
     sampling = _sampling(
         temperature=published.get("temperature", 1.0 if published else 0.0) if temperature is None else temperature,
@@ -95,17 +67,28 @@ def run(
         top_p=published.get("top_p", 1.0) if top_p is None else top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias=dict(_bias(entry, model.config.vocab_size) for entry in logit_bias or ()),
     )
-    text = sys.stdin.read() if prompt == "-" else prompt
-    writer = Writer(model, tokenizer, sampling, max_tokens, tuple(stop or ()), seed)
-    if chat and not text and sys.stdin.isatty():
+    texts = [sys.stdin.read() if text == "-" else text for text in prompt or [""]]
+    if len(texts) > 1 and (lookup or draft or overflow != "stop"):
+        why = "--lookup, --draft and --overflow shift are for one text at a time"
+        raise ZooError(f"cannot continue {len(texts)} texts like that", why, "Leave them out, or give one prompt.")
+    proposer = _proposer(model, tokenizer, lookup, draft)
+    writer = Writer(model, tokenizer, sampling, max_tokens, tuple(stop or ()), seed, DTYPES[cache], proposer, overflow)
+    if chat and texts == [""] and sys.stdin.isatty():
         from zoo.llama.chat import converse
 
         yield from converse(writer, system)
+        return
+    ids = [tokenizer.chat(conversation(system, text)) if chat else tokenizer.encode(text) for text in texts]
+    before = [""] * len(texts) if chat else texts
+    if len(texts) > 1:
+        yield from writer.write_all(ids, before)
     else:
-        ids = tokenizer.chat(conversation(system, text)) if chat else tokenizer.encode(text)
-        yield "" if chat else text
-        yield from writer.write(ids)
+        yield before[0]
+        yield from writer.write(ids[0])
 
 
 def conversation(system: str, text: str) -> list[dict[str, str]]:
@@ -119,73 +102,27 @@ def _sampling(**settings: Any) -> Sampling:
         raise ZooError("cannot sample like that", str(error)) from error
 
 
-@dataclass
-class Writer:
-    """A model that writes, with its tokenizer and settings; it keeps what it has seen for the next turn."""
-
-    model: Llama
-    tokenizer: Tokenizer
-    sampling: Sampling
-    max_tokens: int
-    stop: tuple[str, ...] = ()
-    seed: int = 0
-    seen: list[int] = field(default_factory=list)
-    cache: Cache | None = None
-
-    def write(self, ids: Sequence[int]) -> Iterator[Any]:
-        """Pieces of text as they come, then the Answer. What is the same as in the turn before is not worked out
-        again."""
-        answer = Answer(list(ids))
-        limit = min(self.max_tokens, room(self.model, len(ids)))
-        if self.cache is None:
-            self.cache = Cache(self.model.config, capacity=len(ids) + limit, device=self.model.device)
-        answer.cached = min(common(self.seen, ids), len(ids) - 1)
-        self.cache.truncate(answer.cached)
-        start = time.perf_counter()
-        tokens = generate(self.model, ids, self.sampling, max_tokens=limit, stops=self.tokenizer.stops, seed=self.seed,
-                          cache=self.cache)  # fmt: skip
-        held = ""
-        try:
-            for token, piece in self.tokenizer.stream(tokens, after=ids):
-                answer.tokens.append(token)
-                now = time.perf_counter() - start
-                answer.first, answer.rest = (
-                    (now, 0.0) if len(answer.tokens) == 1 else (answer.first, now - answer.first)
-                )
-                shown, held, ended = until(self.stop, held + piece)
-                if shown:
-                    answer.text += shown
-                    yield shown
-                if ended:
-                    answer.stopped = "stop"
-                    break
-            else:
-                answer.text += held
-                yield held
-                answer.stopped = "end" if len(answer.tokens) < limit else "length"
-                if answer.stopped == "length" and limit < self.max_tokens:
-                    answer.stopped = "context"
-        finally:
-            self.seen = [*ids, *answer.tokens][: self.cache.length]
-        yield answer
+def _bias(entry: str, vocabulary: int) -> tuple[int, float]:
+    token, _, value = entry.partition("=")
+    try:
+        found = int(token), float(value)
+    except ValueError:
+        found = -1, 0.0
+    if not 0 <= found[0] < vocabulary or found[1] != found[1]:
+        why = f"a bias is ID=VALUE, with an id from 0 to {vocabulary - 1:,}: 42=-100 forbids token 42"
+        raise ZooError(f"cannot use --logit-bias {entry}", why)
+    return found
 
 
-def common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two texts begin with in common."""
-    n = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        n += 1
-    return n
+def _proposer(model: Llama, tokenizer: tokenizers.Tokenizer, lookup: int, draft: str | None) -> Proposer | None:
+    if lookup and draft:
+        raise ZooError("cannot guess in two ways", "--lookup and --draft are both given", "Choose one.")
+    if lookup < 0:
+        raise ZooError(f"cannot guess {lookup} tokens", "--lookup counts the tokens of a guess", "Give 10, say.")
+    if draft is None:
+        return Lookup(lookup) if lookup else None
+    from zoo.hub import load
 
-
-def until(stops: Iterable[str], text: str) -> tuple[str, str, bool]:
-    """(what can be shown, what must wait, whether a stop string came): text that may be the beginning of a stop string
-    is held back until that is known."""
-    stops = [stop for stop in stops if stop]
-    found = [at for stop in stops if (at := text.find(stop)) >= 0]
-    if found:
-        return text[: min(found)], "", True
-    held = max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
-    return text[: len(text) - held], text[len(text) - held :], False
+    small = load(draft, port="llama", device=model.device).prepare()
+    check_vocabulary(tokenizer, tokenizers.of(small), draft)
+    return Draft(small, model.config.vocab_size)

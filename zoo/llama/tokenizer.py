@@ -7,7 +7,7 @@ programs that came with a download.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +65,22 @@ class Tokenizer:
     def stream(self, ids: Iterable[int], after: Sequence[int] = ()) -> Iterator[tuple[int, str]]:
         """(id, text that became certain with it): a character whose bytes are spread over tokens comes with the last
         of them. `after` are the ids before, whose text is not given again."""
+        step = self.decoder(after)
+        for token in ids:
+            yield token, step(token)
+
+    def decoder(self, after: Sequence[int] = ()) -> Callable[[int], str]:
+        """`stream` for who has one id at a time: called with each, it gives the text that became certain."""
         from tokenizers.decoders import DecodeStream
 
         decoder = DecodeStream(skip_special_tokens=True)
         for token in after:
             decoder.step(self._core, token)
-        for token in ids:
-            yield token, decoder.step(self._core, token) or ""
+        return lambda token: decoder.step(self._core, token) or ""
+
+    def vocabulary(self) -> dict[str, int]:
+        """Every token and its id."""
+        return dict(self._core.get_vocab(with_added_tokens=True))
 
     # chat
 
