@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections import Counter
 from typing import Any
 
 from zoo.cli.console import columns, print_json, size
@@ -10,14 +12,17 @@ from zoo.cli.console import columns, print_json, size
 
 def info(ref: str, as_json: bool) -> None:
     """Prints model, config, card and tensors of a checkpoint, and whether every tensor has its place in the model."""
-    from zoo.hub import refs
+    from zoo.hub import quantized, refs
     from zoo.hub.formats import read
     from zoo.hub.load import identify, plan_load
 
     checkpoint = refs.resolve(ref)
     with read(checkpoint.file) as tensors:
         known = identify(checkpoint, tensors)
-        plan = plan_load(checkpoint, tensors.infos, known, known.port.model(known.config).spec())
+        plain = known.port.model(known.config).spec()
+        kept, layers = quantized.stated(tensors.metadata, checkpoint.shown)
+        model = quantized.shape(known.port.model(known.config), tensors.metadata, checkpoint.shown)
+        plan = plan_load(checkpoint, tensors.infos, known, model.spec())
         infos, metadata, nbytes = tensors.infos, tensors.metadata, tensors.nbytes
     way = {step.source: step for step in plan.steps}
     document: dict[str, Any] = {
@@ -26,7 +31,8 @@ def info(ref: str, as_json: bool) -> None:
         "file": str(checkpoint.file),
         "bytes": nbytes,
         "layout": metadata.get("zoo.layout", "published"),
-        "parameters": sum(entry.size for entry in infos.values()),
+        "parameters": sum(math.prod(p.shape) for p in plain.values()) if kept else sum(i.size for i in infos.values()),
+        "quantized": {"format": kept, "layers": layers} if kept else None,
         "config": dataclasses.asdict(known.config),
         "card": checkpoint.card(),
         "source": checkpoint.provenance(),
@@ -48,11 +54,18 @@ def info(ref: str, as_json: bool) -> None:
         print(_text(document))
 
 
+def _rounded(kept: dict[str, Any] | None) -> str:
+    if kept is None:
+        return ""
+    counts = Counter(kept["layers"].values())
+    return "; rounded: " + ", ".join(f"{count} layers to {name}" for name, count in sorted(counts.items()))
+
+
 def _text(document: dict[str, Any]) -> str:
     facts = [
         ("model", document["model"]),
         ("file", f"{document['file']} ({size(document['bytes'])}, {document['layout']} layout)"),
-        ("parameters", f"{document['parameters']:,}"),
+        ("parameters", f"{document['parameters']:,}{_rounded(document['quantized'])}"),
         ("config", ", ".join(f"{name} {value}" for name, value in document["config"].items())),
         *((name, value) for name, value in document["card"].items()),
         *((name, document["source"][name]) for name in ("repo", "revision", "commit", "licence") if document["source"]),

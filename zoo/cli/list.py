@@ -37,9 +37,15 @@ def list_models(as_json: bool) -> None:
         return
     table = [("model", "task", "checkpoints")]
     for row in rows:
-        shipped = ", ".join(f"{c['name']} ({size(c['bytes'])})" for c in row["checkpoints"])
+        shipped = ", ".join(f"{c['name']} ({_kept(c)})" for c in row["checkpoints"])
         table.append((row["name"], row["task"], shipped))
     print(columns(table))
+
+
+def _kept(checkpoint: Mapping[str, Any]) -> str:
+    """Its size, and the dtype where it is kept in another than it was published in."""
+    dtype = checkpoint.get("dtype", "published")
+    return size(checkpoint["bytes"]) + ("" if dtype == "published" else f", {dtype}")
 
 
 def _pulled(here: Mapping[str, Path]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -58,6 +64,7 @@ def _pulled(here: Mapping[str, Path]) -> Iterator[tuple[str, dict[str, Any]]]:
                         "bytes": tree_size(path),
                         "commit": source.get("commit"),
                         "licence": source.get("licence"),
+                        "dtype": source.get("dtype"),
                     },
                 )
 

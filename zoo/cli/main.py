@@ -84,8 +84,11 @@ def _pull(
         bool, typer.Option("--check", help="read headers only: say what would be fetched, and what does not fit")
     ] = False,
     dtype: Annotated[
-        Literal["f32", "f16", "bf16"] | None,
-        typer.Option(help="in which the weights are kept; without it, as published", show_default=False),
+        Literal["f32", "f16", "bf16", "int8", "int4"] | None,
+        typer.Option(
+            help="in which weights are kept (int8, int4: of linear layers and convolutions); without it, as published",
+            show_default=False,
+        ),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,

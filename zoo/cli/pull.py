@@ -121,6 +121,7 @@ def parse(ref: str, revision: str | None) -> tuple[str, str | None]:
 
 
 def numpy_dtype(name: str | None) -> Any:
+    """The dtype of this name; int8 and int4, which are ways of rounding, stay names."""
     from zoo.core.dtype import dtype
 
-    return None if name is None else dtype(name)
+    return name if name in (None, "int8", "int4") else dtype(str(name))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from zoo.core.errors import WeightsError
-from zoo.hub import refs, store
+from zoo.hub import quantized, refs, store
 from zoo.hub.download import Progress
 from zoo.hub.files import sync_directory, writing
 from zoo.hub.formats import read
@@ -50,6 +50,9 @@ def export(
             raise WeightsError(f"cannot export to {directory}", "something is there already", fix)
     with read(checkpoint.file) as tensors:
         known = identify(checkpoint, tensors)
+        if (kept := quantized.stated(tensors.metadata, checkpoint.shown)[0]) is not None:
+            why = f"its weights are rounded to {kept}; what other programs read holds them in full, and that is lost"
+            raise WeightsError(f"cannot export {checkpoint.shown}", why, "Export the weights that it was made from.")
         table = known.port.table(known.config) if known.table is IDENTITY else IDENTITY
         plan = table.export(tensors.infos, known.config).check(checkpoint.shown, known.port.name)
         steps = {step.target: step for step in plan.steps}

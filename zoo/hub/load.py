@@ -19,15 +19,16 @@ from typing import Any
 import numpy as np
 
 from zoo import port as ports
+from zoo.core.dtype import dtype as dtype_of
 from zoo.core.dtype import is_float
 from zoo.core.errors import WeightsError, ZooError
-from zoo.hub import adapter, refs
+from zoo.hub import adapter, quantized, refs
 from zoo.hub.files import atomic, write_json
 from zoo.hub.formats import read
-from zoo.hub.mapped import TensorFile, TensorInfo
-from zoo.hub.safetensors import write
+from zoo.hub.mapped import TensorFile, TensorInfo, row_blocks
+from zoo.hub.safetensors import write_each
 from zoo.hub.table import Plan, Table
-from zoo.nn.quantized import FORMATS, quantize
+from zoo.nn.quantized import FORMATS, formats, quantize
 from zoo.port import Port
 
 LAYOUT = "zoo"
@@ -55,7 +56,7 @@ def load(
     """A model with the weights of `ref`, on `device` (a device or its name; None: the default), in evaluation mode.
 
     `port` says which model it must be; None: found out. `dtype` is that of the floating-point weights; None: as stored;
-    "int8" or "int4": as stored, and linear layers and convolutions are then rounded (zoo/nn/quantized.py).
+    "int8" or "int4": as stored, and linear layers and convolutions are rounded on the way (zoo/nn/quantized.py).
     An adapter's directory gives its base model with the adapter around it.
     Raises WeightsError if the weights cannot be found, read or recognised, or if a single tensor does not fit;
     DeviceError if the device is not here.
@@ -69,12 +70,13 @@ def load(
         return adapter.attach(model, checkpoint.directory).eval()
     with read(checkpoint.file) as tensors:
         known = identify(checkpoint, tensors, port)
-        model = known.port.model(known.config)
-        plan = plan_load(checkpoint, tensors.infos, known, model.spec())
+        model = quantized.shape(known.port.model(known.config), tensors.metadata, checkpoint.shown, dtype)
+        arrays: Any = _Arrays(plan_load(checkpoint, tensors.infos, known, model.spec()), tensors)
         rounded = isinstance(dtype, str) and dtype in FORMATS
-        model.load(_Arrays(plan, tensors), device=place, dtype=None if rounded else dtype)
-        if rounded:
+        if rounded and not formats(model):
             quantize(model, dtype)
+            arrays = quantized.Rounded(arrays, model.spec(), formats(model))
+        model.load(arrays, device=place, dtype=None if rounded else dtype)
     model.source = checkpoint
     return model.eval()
 
@@ -118,6 +120,10 @@ class _Arrays(Mapping[str, np.ndarray]):
         array = np.asarray(self._plan.apply(step, self._tensors[step.source]), order="C")
         array.flags.writeable = False
         return array
+
+    def forget(self, name: str) -> None:
+        """It is not needed in memory any more."""
+        self._tensors.forget(self._steps[name].source)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._steps)
@@ -254,23 +260,31 @@ def save(
 ) -> Path:
     """Writes a model as a checkpoint directory that `load` reads; returns it.
 
-    `dtype` is that in which floating-point weights are stored; None: as they are. `card` says what the weights are
-    (its "summary" is shown when they are run). What lay beside the weights that the model was loaded from (tokenizer,
-    preprocessing, licence) goes with it. Each file is written atomically, the tensors last: a directory without
-    them is not a checkpoint. Raises WeightsError if the place cannot be written.
+    `dtype` is that in which floating-point weights are stored; None: as they are. Rounded layers stay rounded, and the
+    file says which they are. `card` says what the weights are (its "summary" is shown when they are run). What lay
+    beside the weights that the model was loaded from (tokenizer, preprocessing, licence) goes with it. Each file is
+    written atomically, the tensors last: a directory without them is not a checkpoint.
+    Raises WeightsError if the place cannot be written.
     """
     import zoo
 
     directory = Path(directory)
     config = config_to_json(port, model.config)
-    arrays = {name: np.asarray(tensor) for name, tensor in model.state().items()}
-    if dtype is not None:
-        arrays = {name: a.astype(dtype) if is_float(a.dtype) else a for name, a in arrays.items()}
+    slots, infos = model.slots(), {}
+    for name, tensor in model.state().items():
+        cast = dtype is not None and is_float(tensor.dtype) and not slots[name].exact
+        infos[name] = TensorInfo(tensor.shape, dtype_of(dtype) if cast else tensor.dtype)
+
+    def parts(name: str) -> Iterator[np.ndarray]:
+        for part in row_blocks(np.asarray(slots[name].value)):
+            yield part.astype(infos[name].dtype, copy=False)
+
     about = {
         "zoo.port": port,
         "zoo.layout": LAYOUT,
         "zoo.version": zoo.__version__,
         "zoo.config": json.dumps(config),
+        **quantized.metadata(model),
         **(metadata or {}),
     }
     for path in model.source.companions() if model.source is not None else ():
@@ -280,5 +294,5 @@ def save(
     write_json(directory / refs.CONFIG_FILE, config)
     if card is not None:
         write_json(directory / refs.CARD_FILE, card)
-    write(directory / refs.WEIGHTS_FILE, arrays, about)
+    write_each(directory / refs.WEIGHTS_FILE, infos, parts, about)
     return directory

@@ -18,7 +18,7 @@ import zoo
 from zoo.core.dtype import dtype as dtype_of
 from zoo.core.dtype import is_float
 from zoo.core.errors import DownloadError, WeightsError
-from zoo.hub import headers, refs, remote, sharded, store
+from zoo.hub import headers, quantized, refs, remote, sharded, store
 from zoo.hub.download import Progress
 from zoo.hub.files import write_json, writing
 from zoo.hub.formats import read
@@ -28,6 +28,7 @@ from zoo.hub.remote import RemoteFile, Repository
 from zoo.hub.request import PATIENCE, Patience
 from zoo.hub.safetensors import write_each
 from zoo.hub.table import Plan, Step
+from zoo.nn.quantized import FORMATS, formats, quantize
 
 TRANSLATOR = 1
 """Version of what `pull` makes of a checkpoint: raised when that changes, so that older ones are made anew."""
@@ -47,6 +48,10 @@ class Preview:
     """What is kept, by our names, in the chosen dtype."""
     as_published: bool
     """The published file itself is kept: the table changes nothing in it."""
+    rounded: dict[str, str]
+    """Path -> format of each layer that is rounded on the way."""
+    metadata: dict[str, str]
+    """What the kept file says of layers that are rounded, on the way or before."""
 
     @property
     def to_fetch(self) -> int:
@@ -95,14 +100,21 @@ def _files(repo: Repository, weights: RemoteFile, directory: Path) -> list[Remot
 def _preview(repo: Repository, weights: list[RemoteFile], tensors: TensorFile, directory: Path, dtype: Any) -> Preview:
     checkpoint = refs.Checkpoint(directory / weights[0].name, directory, repo.id)
     known = identify(checkpoint, tensors)
-    spec = known.port.model(known.config).spec()
+    model = quantized.shape(known.port.model(known.config), tensors.metadata, repo.id, dtype)
+    spec = model.spec()
     plan = known.table.load(tensors.infos, spec, known.config)
-    chosen = None if dtype is None else dtype_of(dtype)
+    chosen = None if dtype is None or dtype in FORMATS else dtype_of(dtype)
+    exact = {path for path, slot in model.slots().items() if slot.exact}
     target = {}
     for step in plan.steps:
         stored = tensors.infos[step.source].dtype
-        kept = chosen if chosen is not None and is_float(stored) else stored
+        kept = chosen if chosen is not None and is_float(stored) and step.target not in exact else stored
         target[step.target] = TensorInfo(tuple(spec[step.target].shape), kept)
+    rounded: dict[str, str] = {}
+    if dtype in FORMATS and not formats(model):
+        rounded = formats(quantize(model, dtype))
+        target |= {name: TensorInfo(tuple(p.shape), p.dtype) for name, p in model.spec().items()
+                   if quantized.split(name, rounded) is not None}  # fmt: skip
     same = all(
         step.target == step.source and not step.functions and target[step.target] == tensors.infos[step.source]
         for step in plan.steps
@@ -110,7 +122,8 @@ def _preview(repo: Repository, weights: list[RemoteFile], tensors: TensorFile, d
     as_published = same and not plan.dropped and len(weights) == 1 and weights[0].name.endswith(".safetensors")
     if not plan.gaps:
         check_dtypes(repo.id, tensors.infos, known, plan, spec)
-    return Preview(repo, weights, known, plan, dict(tensors.infos), target, as_published)
+    about = quantized.metadata(model)
+    return Preview(repo, weights, known, plan, dict(tensors.infos), target, as_published, rounded, about)
 
 
 def pull(
@@ -123,11 +136,12 @@ def pull(
 ) -> Pulled:
     """Fetches a repository of the Hub (at a branch, tag or commit), translates it, and keeps it in the store.
 
-    dtype: in which floating-point weights are kept; None: as published. A pull that broke off is continued; two
-    processes may pull at once. Raises DownloadError; WeightsError if it does not fit, exactly, a model of the zoo, or
-    holds a NaN. The store then has what it had before.
+    dtype: in which floating-point weights are kept; None: as published; "int8" or "int4": linear layers and
+    convolutions are rounded, a block at a time. A pull that broke off is continued; two processes may pull at once.
+    Raises DownloadError; WeightsError if it does not fit, exactly, a model of the zoo, or holds a NaN. The store then
+    has what it had before.
     """
-    kept_as = "published" if dtype is None else dtype_of(dtype).name
+    kept_as = "published" if dtype is None else dtype if dtype in FORMATS else dtype_of(dtype).name
     with store.locked(repo_id) as work:
         had = store.provenance(repo_id)
         commit, repo = revision, None
@@ -198,12 +212,19 @@ def _write(
 
     def parts(name: str) -> Iterator[np.ndarray]:
         nonlocal done
-        for part in _translated(made, step_to[name], tensors):
+        step, of = step_to.get(name), quantized.split(name, made.rounded)
+        if of is not None:
+            step = step_to[f"{of[0]}.weight"]
+        assert step is not None
+        translated = _translated(made, step, tensors)
+        if of is not None:
+            translated = quantized.parts(step.source, translated, made.rounded[of[0]], of[1])
+        for part in translated:
             yield part
             done += part.nbytes
             if progress is not None:
                 progress(done, made.memory, f"translating {repo.id}")
-        tensors.forget(step_to[name].source)
+        tensors.forget(step.source)
 
     weights = directory / refs.WEIGHTS_FILE
     if made.as_published:
@@ -219,6 +240,7 @@ def _write(
             "zoo.version": zoo.__version__,
             "zoo.config": json.dumps(dataclasses.asdict(made.known.config)),
             "zoo.source": json.dumps(source),
+            **made.metadata,
         }
         write_each(weights, made.target, parts, about)
     write_json(directory / refs.PROVENANCE_FILE, source)
@@ -231,7 +253,8 @@ def _hash(file: RemoteFile) -> dict[str, str]:
 def _translated(made: Preview, step: Step, tensors: TensorFile) -> Iterator[np.ndarray]:
     """One tensor as it is kept, in parts. Raises WeightsError for a NaN, or a number too large for the chosen dtype."""
     what = f"cannot use {made.repo.id}"
-    wanted = made.target[step.target].dtype
+    rounded = quantized.split(step.target, made.rounded) is not None
+    wanted = made.source[step.source].dtype if rounded else made.target[step.target].dtype
     for part in row_blocks(made.plan.apply(step, tensors[step.source])):
         if is_float(part.dtype) and np.isnan(part).any():
             why = f"{step.source} holds NaN: no answer of this model would be a number"

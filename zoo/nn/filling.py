@@ -65,7 +65,7 @@ def fitted(
             misfits.append(f"{path} is {given.name}; {want.dtype.name} was expected")
         elif not (missing or unexpected or misfits):  # else only the report is wanted
             place = device_of(device) if device is not None or isinstance(want, Param) else want.device
-            tensors[path] = _placed(array, place, want.dtype, wanted)
+            tensors[path] = _placed(array, place, want.dtype, want.dtype if slot.exact else wanted)
     if missing or unexpected or misfits:
         raise _report(model, slots, missing, unexpected, misfits)
     return tensors

@@ -45,6 +45,10 @@ class Slot(NamedTuple):
         return self.name in self.module.buffers
 
     @property
+    def exact(self) -> bool:
+        return self.name in self.module.exact
+
+    @property
     def trainable(self) -> bool:
         return is_trainable(self.module, self.name, self.value)
 
@@ -58,6 +62,8 @@ class Module:
 
     buffers: ClassVar[tuple[str, ...]] = ()
     """Attributes that are saved with the weights and not trained (running statistics)."""
+    exact: ClassVar[tuple[str, ...]] = ()
+    """Attributes whose dtype is part of what they mean: `astype`, and the dtype of `load`, leave them."""
     packs: ClassVar[Mapping[str, str]] = {}
     """Attributes that `prepare` may pack, and as what: {"weight": "linear"}."""
     training: bool = False
@@ -221,7 +227,7 @@ class Module:
         wanted = dtype_of(dtype)
 
         def cast(module: Module, name: str, value: Any) -> Any:
-            if name[0] == "_" or not is_float(value.dtype):
+            if name[0] == "_" or name in module.exact or not is_float(value.dtype):
                 return value
             return Param(value.shape, value.init, wanted) if isinstance(value, Param) else value.astype(wanted)
 

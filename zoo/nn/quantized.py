@@ -6,14 +6,14 @@ quantize(model, "int4")        # 7 times smaller, about 10 % off; convolutions b
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from zoo.core import ops
 from zoo.core.dtype import float16, float32, int8, uint8
 from zoo.core.errors import DeviceError, DtypeError
 from zoo.core.tensor import Tensor
-from zoo.nn import filling, init
+from zoo.nn import init
 from zoo.nn.conv import Conv2d, Size
 from zoo.nn.linear import Linear
 from zoo.nn.module import Module
@@ -36,6 +36,7 @@ class QuantizedLinear(Module):
 
     packs = {"weight": "linear", "scale": "linear"}  # noqa: RUF012 - a class attribute of the base
     buffers = ("weight", "scale")
+    exact = ("scale",)
 
     def __init__(self, inputs: int, outputs: int, format: str, bias: bool = True):
         self.weight: Tensor
@@ -51,10 +52,11 @@ class QuantizedLinear(Module):
 
     @classmethod
     def of(cls, linear: Linear, format: str) -> QuantizedLinear:
-        """What `linear` computes, with its weight rounded; the bias is shared."""
+        """What `linear` computes, with its weight rounded; the bias is shared. Unfilled, if `linear` is."""
         outputs, inputs = linear.weight.shape
         layer = cls(inputs, outputs, format, bias=False)
-        layer.weight, layer.scale = ops.quantize(filling.filled(linear.weight), format)
+        if not isinstance(linear.weight, Param):
+            layer.weight, layer.scale = ops.quantize(linear.weight, format)
         layer.bias, layer.training, layer.frozen = linear.bias, linear.training, linear.frozen
         return layer
 
@@ -71,6 +73,7 @@ class QuantizedConv2d(Conv2d):
     trained; gradients flow through to x."""
 
     buffers = ("weight", "scale")
+    exact = ("scale",)
 
     def __init__(self, inputs: int, outputs: int, kernel: Size, *, format: str = "int8", **settings: Any):
         super().__init__(inputs, outputs, kernel, **settings)
@@ -79,14 +82,16 @@ class QuantizedConv2d(Conv2d):
         self.format = format
 
     @classmethod
-    def of(cls, conv: Conv2d) -> QuantizedConv2d:
-        """What `conv` computes, with its weight rounded; the bias is shared."""
+    def of(cls, conv: Conv2d, format: str = "int8") -> QuantizedConv2d:
+        """What `conv` computes, with its weight rounded; the bias is shared. Unfilled, if `conv` is."""
         outputs, *kernel, inputs = conv.weight.shape
         layer = cls(
-            inputs, outputs, kernel, stride=conv.stride, padding=conv.padding, dilation=conv.dilation, bias=False
-        )
-        codes, scale = ops.quantize(filling.filled(conv.weight).reshape(outputs, -1), "int8")
-        layer.update({"weight": codes.reshape(conv.weight.shape), "scale": scale})
+            inputs, outputs, kernel, stride=conv.stride, padding=conv.padding, dilation=conv.dilation, bias=False,
+            format=format,
+        )  # fmt: skip
+        if not isinstance(conv.weight, Param):
+            codes, scale = ops.quantize(conv.weight.reshape(outputs, -1), format)
+            layer.update({"weight": codes.reshape(conv.weight.shape), "scale": scale})
         layer.bias, layer.training, layer.frozen = conv.bias, conv.training, conv.frozen
         return layer
 
@@ -100,59 +105,73 @@ class QuantizedConv2d(Conv2d):
         return f"{super().describe()}, {self.format}"
 
 
-def quantize(model: M, format: str, skip: Collection[str] = ()) -> M:
+KINDS = (QuantizedLinear, QuantizedConv2d)
+"""Layers with a `format`, whose `weight` and `scale` take the place of another layer's weight."""
+
+
+def formats(model: Module) -> dict[str, str]:
+    """Path -> format of every rounded layer."""
+    return {path: module.format for path, module in model.named_modules() if isinstance(module, KINDS)}
+
+
+def quantize(model: M, format: str, skip: Collection[str] = (), layers: Mapping[str, str] | None = None) -> M:
     """Puts a QuantizedLinear in the place of every Linear of the model, and a QuantizedConv2d in that of every Conv2d
     in one group of at least 16 input channels, in fours; in place; call `prepare` after it, not before.
 
     Layers whose attribute is in `skip` stay. With "int4", the head of a language model becomes "int8", since its errors
     reach the choice of a token directly, and so do convolutions, layers of fewer than 128 inputs (NARROW), or whose
     inputs do not divide by 32. Embeddings and all other convolutions stay as they are. -> the model (if it is itself a
-    layer, the one in its place).
+    layer, the one in its place). A model without values becomes a rounded one without values.
+
+    layers: path -> format, of the layers that are rounded, instead of all these rules: as a checkpoint states them.
     Raises DeviceError on an Autodiff device: what is trained is not rounded.
     """
+    if format not in FORMATS:
+        raise DtypeError(f"unknown weight format {format!r}", "Known: " + ", ".join(FORMATS))
     made: dict[int, Module] = {}
     seen: set[int] = set()
 
-    def visit(value: Any, name: str) -> Any:
-        if isinstance(value, Linear) or _worth(value):
-            if name in skip:
-                return value
-            if id(value) not in made:
-                made[id(value)] = _quantized(value, "int8" if name in HEADS else format)
-            return made[id(value)]
+    def wanted(layer: Linear | Conv2d, path: str, name: str) -> str | None:
+        if layers is not None:
+            return layers.get(path)
+        return None if name in skip else _format(layer, "int8" if name in HEADS else format)
+
+    def visit(value: Any, path: str, name: str) -> Any:
+        """name: of the attribute that holds the value, in a list or not."""
+        if isinstance(value, Linear) or type(value) is Conv2d:
+            if id(value) not in made and (chosen := wanted(value, path, name)) is not None:
+                made[id(value)] = _quantized(value, chosen)
+            return made.get(id(value), value)
+        under = f"{path}." if path else ""
         if isinstance(value, Module) and id(value) not in seen:
             seen.add(id(value))
             for key, part in list(vars(value).items()):
-                vars(value)[key] = visit(part, key)
+                vars(value)[key] = visit(part, f"{under}{key}", key)
         elif isinstance(value, dict):
             for key, part in value.items():
-                value[key] = visit(part, str(key))
+                value[key] = visit(part, f"{under}{key}", str(key))
         elif isinstance(value, list):
-            value[:] = [visit(part, name) for part in value]
+            value[:] = [visit(part, f"{under}{i}", name) for i, part in enumerate(value)]
         elif type(value) is tuple:
-            return tuple(visit(part, name) for part in value)
+            return tuple(visit(part, f"{under}{i}", name) for i, part in enumerate(value))
         return value
 
-    return visit(model, "")
+    return visit(model, "", "")
 
 
-def _worth(value: Any) -> bool:
-    if type(value) is not Conv2d or value.groups != 1:
-        return False
-    return value.weight.shape[-1] >= FEWEST and value.weight.shape[-1] % 4 == 0
+def _format(layer: Linear | Conv2d, format: str) -> str | None:
+    """The one asked for, or int8 where 4 bits do not fit; None where rounding is not worth it."""
+    inputs = layer.weight.shape[-1]
+    if isinstance(layer, Conv2d):
+        return "int8" if layer.groups == 1 and inputs >= FEWEST and inputs % 4 == 0 else None
+    return format if format != "int4" or (inputs >= NARROW and inputs % GROUP == 0) else "int8"
 
 
 def _quantized(layer: Linear | Conv2d, format: str) -> QuantizedLinear | QuantizedConv2d:
-    device = filling.filled(layer.weight).device
-    if getattr(device, "inner", None) is not None:
+    if not isinstance(layer.weight, Param) and getattr(layer.weight.device, "inner", None) is not None:
         raise DeviceError(
-            f"weights on {device.name} cannot be quantised", "they are variables, which training changes",
+            f"weights on {layer.weight.device.name} cannot be quantised",
+            "they are variables, which training changes",
             "Move the model off it first: quantize(model.to(device), format).",
-        )  # fmt: skip
-    if isinstance(layer, Conv2d):
-        if format not in FORMATS:
-            raise DtypeError(f"unknown weight format {format!r}", "Known: " + ", ".join(FORMATS))
-        return QuantizedConv2d.of(layer)
-    inputs = layer.weight.shape[1]
-    fits = inputs >= NARROW and inputs % GROUP == 0
-    return QuantizedLinear.of(layer, format if fits or format != "int4" else "int8")
+        )
+    return QuantizedConv2d.of(layer, format) if isinstance(layer, Conv2d) else QuantizedLinear.of(layer, format)
