@@ -17,6 +17,7 @@ class FakeMachine:
         self.threads = 1
         self.ceiling = {"fma": 100.0, "int8": 400.0, "read": 10.0, "copy": 20.0}
         self.probes = list(probes) or [100.0]
+        self.bandwidths = [10.0]
         self.looked: list[str] = []
 
     def probe(self) -> float:
@@ -25,9 +26,9 @@ class FakeMachine:
     def clean(self, probe: float) -> bool:
         return probe >= 0.9 * self.ceiling["fma"]
 
-    def look(self, kind: str) -> float:
+    def bandwidth(self, kind: str) -> float:
         self.looked.append(kind)
-        return self.ceiling[kind]
+        return self.bandwidths.pop(0) if len(self.bandwidths) > 1 else self.bandwidths[0]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from zoo.bench.runner import OURS, Row, Runner
 def case(ours: str = "quick", roof: str | None = None, agree: float = 1e-3, **peers: str) -> Case:
     module = "fake_candidates"
     return Case(
-        "a case", "runs/s", 1, f"{module}:{ours}", {n: f"{module}:{f}" for n, f in peers.items()}, {}, roof, agree
+        "a case", "runs/s", 1, f"{module}:{ours}", {n: f"{module}:{f}" for n, f in peers.items()}, {}, roof, agree=agree
     )
 
 
@@ -70,13 +70,28 @@ def test_a_repetition_that_had_to_share_its_core_is_not_clean(machine, monkeypat
     assert not taken.clean and taken.repetitions == 3
 
 
-def test_the_ceiling_is_measured_beside_what_memory_limits(machine):
+def test_the_bandwidth_is_measured_beside_what_memory_limits(machine):
     fake = machine()
+    fake.bandwidths = [10.0, 30.0, 30.0, 80.0]
     row = measure(fake, case(roof="read"))
-    assert fake.looked == ["read", "read"] and entry(row)["of_roof"] == row.taken[OURS].rate / 10
+    taken = row.taken[OURS]
+    assert fake.looked == ["read"] * 4 and taken.bandwidths == [20.0, 30.0, 55.0]
+    found = entry(row)
+    assert found["of_roof"] == sorted(r / b for r, b in zip(taken.rates, taken.bandwidths, strict=True))[1]
+    assert found["ceiling"] == 30.0
+
+
+def test_a_repetition_that_is_not_kept_takes_its_bandwidth_along(machine):
+    fake = machine(95, 95, 50, 95)
+    fake.bandwidths = [10.0, 30.0, 99.0, 99.0]
+    taken = measure(fake, case(roof="copy")).taken[OURS]
+    assert taken.kept == 1 and taken.bandwidths == [20.0] and taken.share == taken.rate / 20.0
+
+
+def test_arithmetic_is_compared_with_the_highest_rate_seen(machine):
     fake = machine()
-    measure(fake, case(roof="fma"))
-    assert fake.looked == []
+    row = measure(fake, case(roof="fma"))
+    assert fake.looked == [] and entry(row)["of_roof"] == row.taken[OURS].rate / 100.0
 
 
 @pytest.mark.parametrize(

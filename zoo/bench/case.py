@@ -51,6 +51,10 @@ class Case:
     The order of values does not matter, so layouts may differ."""
 
     @property
+    def limited_by_memory(self) -> bool:
+        return self.roof in ("read", "copy")
+
+    @property
     def kind(self) -> str:
         return self.group or self.name.partition(" ")[0]
 

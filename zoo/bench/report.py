@@ -32,7 +32,7 @@ def entry(row: Row) -> Entry:
         "milliseconds": {name: 1000 * row.case.work / taken.rate for name, taken in row.taken.items()},
         "roof": row.case.roof,
         "ceiling": row.roof if row.case.roof else None,
-        "of_roof": ours.rate / row.roof if ours is not None and row.roof else None,
+        "of_roof": row.share,
         "spread": {name: taken.spread for name, taken in row.taken.items()},
         "repetitions": {name: taken.repetitions for name, taken in row.taken.items()},
         "kept": {name: taken.kept for name, taken in row.taken.items()},

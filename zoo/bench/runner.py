@@ -1,4 +1,5 @@
-"""Measures a case: its candidates take turns, each in its own process, and every repetition stands between two probes.
+"""Measures a case: its candidates take turns, each in its own process, and every repetition stands between two probes
+of arithmetic, and two of memory if that limits the case.
 
 A candidate that does not have its turn is stopped (SIGSTOP): the threads of BLAS libraries spin for a while after their
 work, and would take half the machine from the next one.
@@ -37,7 +38,7 @@ class Prober(Protocol):
 
     def probe(self) -> float: ...
     def clean(self, probe: float) -> bool: ...
-    def look(self, kind: str) -> float: ...
+    def bandwidth(self, kind: str) -> float: ...
 
 
 class Failed(Exception):
@@ -109,6 +110,15 @@ class Worker:
 
 
 @dataclass
+class Repetition:
+    seconds: float
+    probe: float
+    """GFLOP/s, the lower of those before and after; 0 if other processes had its cores."""
+    bandwidth: float
+    """GB/s, the mean of those before and after; 0 if memory does not limit the case."""
+
+
+@dataclass
 class Taken:
     """What was measured of one candidate: rates in the case's unit, the clean ones if there are any."""
 
@@ -119,6 +129,17 @@ class Taken:
     repetitions: int
     variant: str = ""
     version: str = ""
+    bandwidths: list[float] = field(default_factory=list)
+    """What memory could do beside each of `rates`, if it limits the case."""
+
+    @property
+    def bandwidth(self) -> float:
+        return statistics.median(self.bandwidths)
+
+    @property
+    def share(self) -> float:
+        """Of the bandwidth beside it."""
+        return statistics.median(rate / most for rate, most in zip(self.rates, self.bandwidths, strict=True))
 
     @property
     def rate(self) -> float:
@@ -142,7 +163,22 @@ class Row:
     failed: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     """Candidate -> the module that is not installed."""
-    roof: float = 0.0
+    ceiling: float = 0.0
+    """The highest rate seen of what limits the case; 0 if nothing single does."""
+
+    @property
+    def roof(self) -> float:
+        """What ours is compared with: the ceiling, or what memory could do beside it."""
+        ours = self.taken.get(OURS)
+        return ours.bandwidth if ours is not None and ours.bandwidths else self.ceiling
+
+    @property
+    def share(self) -> float | None:
+        """Of the roof."""
+        ours = self.taken.get(OURS)
+        if ours is None or not self.ceiling:
+            return None
+        return ours.share if ours.bandwidths else ours.rate / self.ceiling
 
 
 class Runner:
@@ -163,12 +199,10 @@ class Runner:
         """Builds the candidates one after the other, and lets them take turns for `seconds`, or until each has enough
         clean repetitions, but three times in any case."""
         row = Row(case)
-        if case.roof in ("read", "copy"):
-            self.machine.look(case.roof)
         built = self._build(case, row)
         counts = {name: max(1, round(REPETITION / max(answer["seconds"], 1e-9))) for name, answer in built.items()}
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in built}
-        end, rounds, before = time.monotonic() + self.seconds, 0, self.machine.probe()
+        times: dict[str, list[Repetition]] = {name: [] for name in built}
+        end, rounds, before = time.monotonic() + self.seconds, 0, self._probes(case)
         while times and (rounds < ROUNDS or (time.monotonic() < end and not self._enough(times))):
             for name in list(times):
                 try:
@@ -177,17 +211,20 @@ class Runner:
                     row.failed[name] = str(failure)
                     del times[name]
                     continue
-                after = self.machine.probe()
-                undisturbed = answer["waited"] <= WAITED
-                times[name].append((answer["seconds"], min(before, after) if undisturbed else 0.0))
+                after = self._probes(case)
+                probe = min(before[0], after[0]) if answer["waited"] <= WAITED else 0.0
+                times[name].append(Repetition(answer["seconds"], probe, (before[1] + after[1]) / 2))
                 before = after
                 on_repetition()
             rounds += 1
-        if case.roof in ("read", "copy"):
-            self.machine.look(case.roof)
-        row.roof = self.machine.ceiling[case.roof] if case.roof else 0.0
+        row.ceiling = self.machine.ceiling[case.roof] if case.roof else 0.0
         row.taken = {name: self._taken(case, found, built[name]) for name, found in times.items()}
         return row
+
+    def _probes(self, case: Case) -> tuple[float, float]:
+        """GFLOP/s and GB/s now."""
+        bandwidth = self.machine.bandwidth(case.roof) if case.roof and case.limited_by_memory else 0.0
+        return self.machine.probe(), bandwidth
 
     def _build(self, case: Case, row: Row) -> dict[str, Mapping[str, Any]]:
         built: dict[str, Mapping[str, Any]] = {}
@@ -209,10 +246,12 @@ class Runner:
                 )
         return built
 
-    def _enough(self, times: Mapping[str, list[tuple[float, float]]]) -> bool:
-        return all(sum(self.machine.clean(probe) for _, probe in found) >= ENOUGH for found in times.values())
+    def _enough(self, times: Mapping[str, list[Repetition]]) -> bool:
+        return all(sum(self.machine.clean(r.probe) for r in found) >= ENOUGH for found in times.values())
 
-    def _taken(self, case: Case, found: list[tuple[float, float]], built: Mapping[str, Any]) -> Taken:
-        clean = [case.rate(seconds) for seconds, probe in found if self.machine.clean(probe)]
-        every = [case.rate(seconds) for seconds, _ in found]
-        return Taken(clean or every, bool(clean), len(clean), len(found), built["variant"], built["version"])
+    def _taken(self, case: Case, found: list[Repetition], built: Mapping[str, Any]) -> Taken:
+        clean = [r for r in found if self.machine.clean(r.probe)]
+        rates = [case.rate(r.seconds) for r in clean or found]
+        bandwidths = [r.bandwidth for r in clean or found] if case.limited_by_memory else []
+        kept = (bool(clean), len(clean), len(found))
+        return Taken(rates, *kept, built["variant"], built["version"], bandwidths)

@@ -24,7 +24,7 @@ INLINE vf exponential(vf x) {
     const vf shifted = y * 1.44269504088896341f + magic, n = shifted - magic;
     const vf r = y - n * 0.693359375f + n * 2.12194440e-4f;
     UNROLL for (float term : terms) p = p * r + term;
-    const vf e = (vf)((vi)p + ((vi)shifted << 23));  // the low bits of `shifted` hold n; the shift drops the others
+    const vf e = (vf)((vu)p + ((vu)shifted << 23));  // the low bits of `shifted` hold n; the shift drops the others
     return select(x < low, vf{}, select(x > high, splat(__builtin_inff()), select(x != x, x, e)));
 #endif
 }

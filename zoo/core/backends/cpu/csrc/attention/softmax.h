@@ -39,7 +39,7 @@ INLINE vf weight_of(vf x) {
     vf p = splat(0.00132764725f);  // minimax polynomial of 2^r, |r| <= 1/2: relative error 7.5e-8
     const float terms[] = {0.00967554096f, 0.0555071309f, 0.240221202f, 0.693146944f, 1.0f};
     UNROLL for (float term : terms) p = p * r + term;
-    const vf power = (vf)(((vi)shifted << 23) + 0x3F800000);
+    const vf power = (vf)(((vu)shifted << 23) + 0x3F800000);
     return x < -87.3f ? vf{} : p * power;  // NaN stays NaN
 }
 INLINE float weight_of(float x) { return weight_of(splat(x))[0]; }

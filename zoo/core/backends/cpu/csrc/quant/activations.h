@@ -64,7 +64,7 @@ INLINE int32_t quantise_run(const float* a, i64 n, float inverse, char* to) {
     constexpr i64 BYTES = QUAD / 4;  // of one code
     vi sum{};
     for (i64 k = 0; k < n; k += W) {
-        const vi v = nearest(load_first(a + k, n - k) * inverse);
+        const vi v = inverse > 0 ? nearest(load_first(a + k, n - k) * inverse) : vi{};  // NaN * 0 would be no zero
         sum += v;
         store_codes(to + k * BYTES, v);
     }

@@ -73,7 +73,8 @@ INLINE vi add_pairs(vi a, vi b) {  // of 16-bit numbers
 #elif defined(__x86_64__)
     return (vi)_mm_madd_epi16((__m128i)a, (__m128i)b);
 #else
-    return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+    const auto low = [](vi v) INLINE_LAMBDA { return (vi)((vu)v << 16) >> 16; };
+    return low(a) * low(b) + (a >> 16) * (b >> 16);
 #endif
 }
 INLINE void add_dots(vi& sum, const Codes& w, const vi (&a)[QUAD / 4]) {

@@ -9,8 +9,8 @@ INLINE vf exp_full(vf x) {
     vf p = splat(1.0f / 5040);
     const float terms[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
     UNROLL for (float term : terms) p = p * r + term;
-    const vi whole = (vi)shifted - (vi)magic, half = whole >> 1;
-    const vf e = p * (vf)((half + 127) << 23) * (vf)((whole - half + 127) << 23);
+    const vi whole = (vi)((vu)shifted - (vu)magic), half = whole >> 1;
+    const vf e = p * (vf)(((vu)half + 127) << 23) * (vf)(((vu)whole - (vu)half + 127) << 23);
     return select(x != x, x, e);
 }
 
@@ -18,9 +18,9 @@ INLINE vf exp_full(vf x) {
 // degree 8 (relative error of the logarithm 7.5e-10). 1 ulp.
 INLINE vf logarithm(vf x) {
     const vi tiny = x < 1.17549435e-38f;
-    const vi bits = (vi)select(tiny, x * 8388608.0f, x);
-    const vi e = (bits - 0x3f3504f3) >> 23;  // 0x3f3504f3 is sqrt(1/2)
-    const vf f = (vf)(bits - (e << 23)) - 1.0f;
+    const vu bits = (vu)select(tiny, x * 8388608.0f, x);
+    const vi e = (vi)(bits - 0x3f3504f3u) >> 23;  // 0x3f3504f3 is sqrt(1/2)
+    const vf f = (vf)(bits - ((vu)e << 23)) - 1.0f;
     const vf exponent = __builtin_convertvector(e, vf) - select(tiny, splat(23.0f), vf{});
     const float terms[] = {-0.116756413f, 0.118881746f, -0.124055914f, 0.142195509f, -0.166679957f, 0.200021187f, -0.250000096f, 0.333333126f};
     vf p = splat(0.0674660132f);
