@@ -51,6 +51,8 @@ class Port:
     """`finetune([model], ...)` yields results; its signature becomes the options of `zoo finetune NAME`."""
     evaluate: Callable[..., Any] | None = None
     """`evaluate(model, ...)` yields results; its signature becomes the options of `zoo eval NAME`."""
+    memory: Callable[[Any, int], dict[str, int]] | None = None
+    """`memory(config, tokens)`: what it takes beside its weights for a text so long, by name, in bytes."""
     checkpoints: tuple[str, ...] = ()
     """Names of the checkpoints that ship with the zoo; the first is the default."""
     bench: str | None = None

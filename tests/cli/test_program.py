@@ -301,3 +301,10 @@ def test_help_starts_no_heavy_library():
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_info_says_what_memory_is_needed(zoo, scaler):
+    code, out, _ = zoo("info", "scaler")
+    memory = json.loads(zoo("info", "scaler", "--json")[1])["memory"]
+    assert code == 0 and memory["weights"]["f32"] == 12 and memory["weights"]["bf16"] == 6 and memory["beside"] == {}
+    assert "12 B in f32 or 6 B in bf16" in out and "room for f32" in out

@@ -10,9 +10,10 @@ from typing import Any
 from zoo.cli.console import columns, print_json, size
 
 
-def info(ref: str, as_json: bool) -> None:
-    """Prints model, config, card and tensors of a checkpoint, and whether every tensor has its place in the model."""
-    from zoo.hub import quantized, refs
+def info(ref: str, tokens: int | None, as_json: bool) -> None:
+    """Prints model, config, card and tensors of a checkpoint, the memory that it needs (for a text of so many tokens),
+    and whether every tensor has its place in the model."""
+    from zoo.hub import memory, quantized, refs
     from zoo.hub.formats import read
     from zoo.hub.load import identify, plan_load
 
@@ -33,6 +34,7 @@ def info(ref: str, as_json: bool) -> None:
         "layout": metadata.get("zoo.layout", "published"),
         "parameters": sum(math.prod(p.shape) for p in plain.values()) if kept else sum(i.size for i in infos.values()),
         "quantized": {"format": kept, "layers": layers} if kept else None,
+        "memory": memory.needed(known.port, known.config, tokens),
         "config": dataclasses.asdict(known.config),
         "card": checkpoint.card(),
         "source": checkpoint.provenance(),
@@ -61,11 +63,24 @@ def _rounded(kept: dict[str, Any] | None) -> str:
     return "; rounded: " + ", ".join(f"{count} layers to {name}" for name, count in sorted(counts.items()))
 
 
+def _memory(needed: dict[str, Any]) -> str:
+    from zoo.hub.memory import fitting
+
+    parts = [" or ".join(f"{size(nbytes)} in {dtype}" for dtype, nbytes in needed["weights"].items())]
+    parts += [f"{size(nbytes)} for {what}" for what, nbytes in needed["beside"].items()]
+    if needed["available"] is None:
+        return ", and ".join(parts)
+    fits = fitting(needed)
+    room = f"room for {', '.join(fits)}" if fits else "not enough for any"
+    return f"{', and '.join(parts)}; {size(needed['available'])} are free: {room}"
+
+
 def _text(document: dict[str, Any]) -> str:
     facts = [
         ("model", document["model"]),
         ("file", f"{document['file']} ({size(document['bytes'])}, {document['layout']} layout)"),
         ("parameters", f"{document['parameters']:,}{_rounded(document['quantized'])}"),
+        ("memory", _memory(document["memory"])),
         ("config", ", ".join(f"{name} {value}" for name, value in document["config"].items())),
         *((name, value) for name, value in document["card"].items()),
         *((name, document["source"][name]) for name in ("repo", "revision", "commit", "licence") if document["source"]),

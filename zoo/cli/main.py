@@ -63,13 +63,17 @@ def _info(
     ref: Annotated[
         str, typer.Argument(metavar="REF", help="a checkpoint's name, directory or file", show_default=False)
     ],
+    tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="a text's length, for the memory; without it, the model's limit", show_default=False),
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """What a checkpoint is: model, config, card, every tensor."""
+    """What a checkpoint is: model, config, card, the memory it needs, every tensor."""
     from zoo.cli.info import info
 
-    info(ref, as_json)
+    info(ref, tokens, as_json)
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="the result only: nothing on stderr", show_default=False)]

@@ -3,6 +3,7 @@ counters, so that a fast path cannot die silently while the values stay right.""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 
@@ -19,6 +20,20 @@ def stats(reset: bool = False) -> dict[str, int]:
     if reset:
         _COUNTS.clear()
     return now
+
+
+def available_memory() -> int | None:
+    """Bytes that a program can take without pushing others out; None where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            kilobytes = {line.partition(":")[0]: line.split()[1] for line in file}
+        return int(kilobytes["MemAvailable"]) * 1024
+    except (OSError, KeyError, ValueError, IndexError):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def peak_memory() -> int | None:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from zoo.core.errors import WeightsError
+from zoo.core.mapping import forget
 
 LIMIT_DIMENSIONS = 64
 """numpy's."""
@@ -95,11 +96,8 @@ class MappedFile:
 
     def forget(self, offset: int, nbytes: int) -> None:
         """Lets go of the pages of a part that was read: the file stays, and they are read again if need be."""
-        if hasattr(mmap, "MADV_DONTNEED") and nbytes:
-            start = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
-            length = (offset + nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
-            if length > 0:
-                self._bytes.madvise(mmap.MADV_DONTNEED, start, length)
+        if self.size:
+            forget(self._bytes, offset, nbytes)
 
 
 @dataclass(frozen=True)

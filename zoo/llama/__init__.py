@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from zoo.llama.cache import memory
 from zoo.llama.config import LlamaConfig
 from zoo.llama.evaluate import evaluate
 from zoo.llama.finetune import finetune
@@ -17,6 +18,7 @@ PORT = Port(
     model=Llama,
     weights=table,
     run=run,
+    memory=memory,
     finetune=finetune,
     evaluate=evaluate,
 )

@@ -119,3 +119,8 @@ def bytes_of(config: LlamaConfig, tokens: int, dtype: Any = float32) -> int:
     """What the cache of so many tokens takes."""
     vectors = 2 * config.num_hidden_layers * (config.num_key_value_heads or 0) * tokens
     return vectors * ((config.head_dim or 0) * dtype_of(dtype).itemsize + (4 if dtype_of(dtype) == int8 else 0))
+
+
+def memory(config: LlamaConfig, tokens: int) -> dict[str, int]:
+    """Port.memory."""
+    return {f"keys and values of {tokens:,} tokens": bytes_of(config, tokens)}

@@ -23,6 +23,7 @@ from zoo.core.backends.cpu.kernels import tune, winograd
 from zoo.core.backends.cpu.pack import Packed, pack
 from zoo.core.backends.numpy import Kernel, NumpyBackend
 from zoo.core.errors import DeviceError, ZooError
+from zoo.core.mapping import let_go
 
 
 def _load() -> Any:
@@ -116,7 +117,9 @@ class CpuBackend(NumpyBackend):
     def pack(self, weight: np.ndarray, kind: str, groups: int = 1) -> Packed:
         """A weight rearranged for its kernel: `kind` "linear" (N, K) or "conv" (O, *kernel, C / groups), float32.
         Raises OpError for what cannot be packed."""
-        return pack(self.native, weight, kind, groups)
+        packed = pack(self.native, weight, kind, groups)
+        let_go(weight)  # a mapped checkpoint would else be in memory twice
+        return packed
 
     def to_host(self, handle: Any) -> np.ndarray:
         return handle.unpack() if type(handle) is Packed else super().to_host(handle)
