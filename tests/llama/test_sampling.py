@@ -15,6 +15,8 @@ SETTINGS = [
     {"temperature": 1.0, "min_p": 0.2},
     {"temperature": 0.9, "top_k": 20, "top_p": 0.9, "min_p": 0.05, "repetition_penalty": 1.4},
     {"temperature": 1.0, "top_p": 1e-6},
+    {"temperature": 1.0, "logit_bias": {3: 2.5, 9: -4.0, 40: -np.inf}, "repetition_penalty": 1.5},
+    {"temperature": 1.0, "logit_bias": {7: 1.5}, "repetition_penalty": 0.7, "top_k": 10, "top_p": 0.7, "min_p": 0.1},
 ]
 
 
@@ -26,6 +28,9 @@ def test_probabilities_are_those_of_transformers(settings):
     prompt = [3, 9, 9, 40]
     scores = torch.tensor(logits[None])
     ids = torch.tensor([prompt])
+    if "logit_bias" in settings:
+        bias = [[[token], value] for token, value in settings["logit_bias"].items()]
+        scores = transformers.SequenceBiasLogitsProcessor(bias)(ids, scores)
     steps = [
         ("repetition_penalty", transformers.RepetitionPenaltyLogitsProcessor),
         ("temperature", transformers.TemperatureLogitsWarper),
@@ -42,6 +47,21 @@ def test_probabilities_are_those_of_transformers(settings):
     ours = np.zeros(50)
     ours[kept] = weights / weights.sum()
     assert np.allclose(ours, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("prompt", [[], [3, 9, 9, 40]])
+def test_presence_and_frequency_as_openai_states_them(prompt):
+    """mu[j] - c[j] * alpha_frequency - float(c[j] > 0) * alpha_presence, c[j]: how often j was written so far; the
+    prompt does not count (platform.openai.com, "Frequency and presence penalties"). Behind the repetition penalty."""
+    logits, generated = RNG.normal(0, 3, 50).astype(np.float32), [4, 4, 4, 9, 11]
+    sampling = Sampling(presence_penalty=0.7, frequency_penalty=0.4, repetition_penalty=1.3)
+    expected = logits.astype(np.float64)
+    for j in {*prompt, *generated}:
+        expected[j] = expected[j] / 1.3 if expected[j] > 0 else expected[j] * 1.3
+    for j in range(50):
+        c = generated.count(j)
+        expected[j] += -c * 0.4 - float(c > 0) * 0.7
+    assert np.allclose(sampling._penalised(logits.copy(), prompt, generated), expected, atol=1e-6)
 
 
 def test_draws_follow_the_probabilities():
