@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from typing import Any, Literal
 
 import typer
 
@@ -17,7 +18,7 @@ from zoo.cli.common import (
 )
 from zoo.cli.console import Console, Stopwatch
 from zoo.cli.run import default_text, load_model
-from zoo.cli.signature import Described, command, describe
+from zoo.cli.signature import Described, command, describe, option
 from zoo.core.errors import ZooError
 from zoo.port import Port
 
@@ -44,7 +45,7 @@ class FinetuneGroup(PortGroup):
         start = f"start from a checkpoint's name, directory or file{default_start(port, described)}"
         parameters = [
             *described.parameters,
-            *([weights_option(start)] if described.takes_model else []),
+            *([weights_option(start), _dtype_option()] if described.takes_model else []),
             device_option(),
             *output_options(),
         ]
@@ -54,6 +55,12 @@ class FinetuneGroup(PortGroup):
             finetune(port, described, values)
 
         return command(port.name, body, parameters, described.help or f"Train {port.name} on your own data.")
+
+
+def _dtype_option() -> inspect.Parameter:
+    kind = Literal["f32", "f16", "bf16", "int8", "int4"]
+    help = "of the weights one starts from (int8, int4: of what stays beside --lora); without it, as they are stored"
+    return option("dtype", kind | None, None, help=help, show_default=False)
 
 
 def default_start(port: Port, described: Described) -> str:
@@ -69,9 +76,11 @@ def finetune(port: Port, described: Described, values: dict[str, Any]) -> None:
         watch = Stopwatch()
         ref = values.get("weights")
         if described.needs_model or ref is not None:
-            model, shown, _, device = load_model(port, ref, values["device"], None)
+            model, shown, _, device = load_model(port, ref, values["device"], values["dtype"])
             models = [model]
         else:
+            if values.get("dtype") is not None:
+                raise ZooError("--dtype is that of weights one starts from", "there are none", "Add --weights REF.")
             models, shown, device = [], None, find_device(values["device"])
         console.say(
             " · ".join([port.name, f"from {shown}" if shown else "new weights", describe_device(device, *models)])

@@ -111,6 +111,9 @@ def _export(
         str, typer.Argument(metavar="REF", help="a checkpoint's name, directory or file", show_default=False)
     ],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="a new directory", show_default=False)],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="of an adapter: its base, with the change in its weights")
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -118,7 +121,7 @@ def _export(
     """Write a checkpoint in the published layout, for other programs."""
     from zoo.cli.pull import export
 
-    export(ref, directory, as_json, quiet)
+    export(ref, directory, merge, as_json, quiet)
 
 
 @app.command("rm")

@@ -85,12 +85,12 @@ def _text(document: dict[str, Any]) -> str:
     return columns(facts) + "\n\n" + columns(rows)
 
 
-def export(ref: str, directory: Path, as_json: bool, quiet: bool) -> None:
+def export(ref: str, directory: Path, merge: bool, as_json: bool, quiet: bool) -> None:
     """Writes a checkpoint in the published layout; prints where."""
     from zoo.hub.export import export as export_checkpoint
 
     with Console(quiet=quiet, as_json=as_json) as console:
-        made = export_checkpoint(ref, directory, console.progress)
+        made = export_checkpoint(ref, directory, console.progress, merge=merge)
         console.say(f"{ref} · {made.port} · {made.tensors} tensors, {size(made.nbytes)}, under their published names")
         if as_json:
             print_json({"model": made.port, "path": str(made.directory), "tensors": made.tensors})

@@ -7,10 +7,11 @@ and whatever the inner device does fast is fast backward too.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import heapq
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,7 @@ class Autodiff:
     inner: Any
     name: str
     ops: Ops
+    recording: bool
 
     def __repr__(self) -> str:
         return f"Autodiff({self.inner!r})"
@@ -96,7 +98,7 @@ class Autodiff:
         if attrs.get("donate"):  # that memory may be kept for a gradient
             attrs = {**attrs, "donate": False}
         out = self.inner.bind(prim, values, attrs)
-        if not tracked or prim.vjp is NO_GRADIENT:
+        if not tracked or not self.recording or prim.vjp is NO_GRADIENT:
             return out
         if prim.vjp is None and prim.lower is None:
             raise NotDifferentiable(f"no gradient is known for {prim.name}", "it has neither a rule nor a body")
@@ -105,6 +107,26 @@ class Autodiff:
         if type(out) is tuple:
             return tuple(Var(v, node, self, i) if is_float(v.dtype) else v for i, v in enumerate(out))
         return Var(out, node, self) if is_float(out.dtype) else out
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Results are plain values meanwhile: nothing is recorded, and nothing kept."""
+        before, self.recording = self.recording, False
+        try:
+            yield
+        finally:
+            self.recording = before
+
+    def opaque(
+        self, name: str, value: Any, inputs: Sequence[Var], learned: Sequence[Var], gradient: Callable[..., Any]
+    ) -> Var:
+        """`value` as the result of an op of the caller's own, made from `inputs`, whose values are kept, and `learned`,
+        whose values are not. gradient(g, *values of the inputs) -> a cotangent, or None, for each of both."""
+        rule = lambda o, g, *saved: gradient(g, *saved[: len(inputs)])  # noqa: E731 - the form of Prim.vjp
+        saved = (*(v.value for v in inputs), *(Meta(v.shape, v.dtype) for v in learned))
+        parents = tuple((v.node, v.index) for v in (*inputs, *learned))
+        prim = Prim(name, Kind.COMPOSITE, infer=lambda *_: Meta(tuple(value.shape), value.dtype), vjp=rule)
+        return Var(value, Node(prim, saved, {}, parents, None), self)
 
     def from_host(self, array: np.ndarray) -> Any:
         return self.inner.from_host(array)
@@ -155,7 +177,7 @@ class Autodiff:
 def _autodiff(inner: Any) -> Autodiff:
     made = object.__new__(Autodiff)
     made.inner, made.name = inner, f"autodiff({inner.name})"
-    made.ops = Ops(made)
+    made.ops, made.recording = Ops(made), True
     return made
 
 

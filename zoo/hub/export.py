@@ -13,14 +13,16 @@ from pathlib import Path
 import numpy as np
 
 from zoo.core.errors import WeightsError
-from zoo.hub import quantized, refs, store
+from zoo.core.tensor import Tensor
+from zoo.hub import adapter, quantized, refs, store
 from zoo.hub.download import Progress
 from zoo.hub.files import sync_directory, writing
 from zoo.hub.formats import read
-from zoo.hub.load import IDENTITY, identify
-from zoo.hub.mapped import TensorInfo, row_blocks
+from zoo.hub.load import IDENTITY, identify, load
+from zoo.hub.mapped import TensorFile, TensorInfo, row_blocks
 from zoo.hub.safetensors import write_each
 from zoo.hub.table import shape_after
+from zoo.nn import Module, lora
 
 METADATA = {"format": "pt"}
 """transformers refuses a safetensors file that does not say which framework's layout it has."""
@@ -35,33 +37,49 @@ class Exported:
 
 
 def export(
-    ref: str | os.PathLike[str], directory: str | os.PathLike[str], progress: Progress | None = None
+    ref: str | os.PathLike[str],
+    directory: str | os.PathLike[str],
+    progress: Progress | None = None,
+    *,
+    merge: bool = False,
 ) -> Exported:
     """Writes the checkpoint that `ref` names as other programs read it: model.safetensors under the published names,
     with config and tokenizer files. `directory` must be new or empty; it is whole or not there.
 
+    merge: `ref` is an adapter; what is written is its base with the change in its weights, in their dtype.
     Raises WeightsError if the checkpoint cannot be read or recognised, or the place cannot be written.
     """
     directory = Path(directory)
     checkpoint = refs.resolve(ref)
+    if merge != checkpoint.is_adapter:
+        what = f"cannot {'merge' if merge else 'export'} {checkpoint.shown}"
+        if merge:
+            raise WeightsError(what, "it is no adapter, but a whole model", "Export it without --merge.")
+        fix = "PEFT reads the directory as it is; --merge writes the base with the change in its weights."
+        raise WeightsError(what, "it is an adapter: a change to another checkpoint", fix)
     with writing(directory):
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             fix = "Name a directory that does not exist yet."
             raise WeightsError(f"cannot export to {directory}", "something is there already", fix)
-    with read(checkpoint.file) as tensors:
-        known = identify(checkpoint, tensors)
-        if (kept := quantized.stated(tensors.metadata, checkpoint.shown)[0]) is not None:
+    base = refs.resolve(adapter.base_of(checkpoint.directory)) if checkpoint.directory and merge else checkpoint
+    with read(base.file) as tensors:
+        known = identify(base, tensors)
+        if (kept := quantized.stated(tensors.metadata, base.shown)[0]) is not None:
             why = f"its weights are rounded to {kept}; what other programs read holds them in full, and that is lost"
-            raise WeightsError(f"cannot export {checkpoint.shown}", why, "Export the weights that it was made from.")
-        table = known.port.table(known.config) if known.table is IDENTITY else IDENTITY
-        plan = table.export(tensors.infos, known.config).check(checkpoint.shown, known.port.name)
+            raise WeightsError(f"cannot export {base.shown}", why, "Export the weights that it was made from.")
+        source: _Stored | _Merged
+        if merge:
+            source, table = _Merged(load(ref, device="numpy")), known.port.table(known.config)
+        else:
+            source, table = _Stored(tensors), known.port.table(known.config) if known.table is IDENTITY else IDENTITY
+        plan = table.export(source.infos, known.config).check(base.shown, known.port.name)
         steps = {step.target: step for step in plan.steps}
         infos = {}
         for step in plan.steps:
-            stored = tensors.infos[step.source]
+            stored = source.infos[step.source]
             shape = shape_after(step.functions, stored.shape, known.config)
             if shape is None:
-                raise WeightsError(f"cannot export {checkpoint.shown}", f"{step.source} is {stored.shape}", "")
+                raise WeightsError(f"cannot export {base.shown}", f"{step.source} is {stored.shape}", "")
             infos[step.target] = TensorInfo(shape, stored.dtype)
         total = sum(info.nbytes for info in infos.values())
         made = directory.parent / f".{directory.name}.{secrets.token_hex(4)}.tmp"
@@ -69,17 +87,17 @@ def export(
 
         def parts(name: str) -> Iterator[np.ndarray]:
             nonlocal done
-            for part in row_blocks(plan.apply(steps[name], tensors[steps[name].source])):
+            for part in row_blocks(plan.apply(steps[name], source[steps[name].source])):
                 yield part
                 done += part.nbytes
                 if progress is not None:
                     progress(done, total, f"exporting {checkpoint.shown}")
-            tensors.forget(steps[name].source)
+            source.forget(steps[name].source)
 
         try:
             with writing(directory):
                 made.mkdir(parents=True)
-                for path in checkpoint.companions():
+                for path in base.companions():
                     shutil.copyfile(path, made / path.name)
             write_each(made / refs.WEIGHTS_FILE, infos, parts, METADATA)
             with writing(directory):
@@ -90,3 +108,41 @@ def export(
         finally:
             store.remove_tree(made)
     return Exported(directory, known.port.name, len(infos), total)
+
+
+class _Stored:
+    """The tensors of a file."""
+
+    def __init__(self, tensors: TensorFile):
+        self.infos, self._tensors = tensors.infos, tensors
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._tensors[name]
+
+    def forget(self, name: str) -> None:
+        self._tensors.forget(name)
+
+
+class _Merged:
+    """Those of a model under the names that it has without the adapter around it. Each weight is worked out when it is
+    asked for: the base is mapped, and one changed tensor is in memory at a time."""
+
+    def __init__(self, model: Module):
+        self._layers = lora.layers(model)
+        self._state: dict[str, Tensor] = {}
+        for path, tensor in model.state().items():
+            holder, _, rest = path.rpartition(".base.")
+            if holder in self._layers:
+                self._state[f"{holder}.{rest}"] = tensor
+            elif path.rpartition(".lora_")[0] not in self._layers:
+                self._state[path] = tensor
+        self.infos = {name: TensorInfo(tensor.shape, tensor.dtype) for name, tensor in self._state.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        path, _, part = name.rpartition(".")
+        if part == "weight" and path in self._layers:
+            return self._layers[path].merged_weight().numpy()
+        return self._state[name].numpy()
+
+    def forget(self, name: str) -> None:
+        """Nothing is kept."""

@@ -19,6 +19,7 @@ from zoo.llama.data import IGNORED, files, pack, read
 from zoo.llama.model import Llama
 from zoo.nn import lora as adapters
 from zoo.nn import losses
+from zoo.nn.quantized import formats
 from zoo.train import AdamW, Learner, cosine, matrices_only
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -59,6 +60,10 @@ def metrics(model: Any, batch: Any) -> dict[str, Tensor]:
     return {"nats": each.sum(axis=-1), "tokens": learned.astype("float32").sum(axis=-1)}
 
 
+def learned_tokens(batch: Any) -> int:
+    return int((batch[1] != IGNORED).sum())
+
+
 def perplexity(model: Llama, inputs: np.ndarray, targets: np.ndarray, batch: int = 4) -> float:
     """exp of the mean negative log-likelihood of the learned tokens."""
     nats = tokens = 0.0
@@ -77,6 +82,8 @@ def finetune(
     lr: float | None = None,
     lora: int = 0,
     context: int = 256,
+    accumulate: int = 1,
+    checkpoint: bool = False,
     seed: int = 0,
     out: Path = Path("runs/llama"),
     resume: bool = False,
@@ -89,6 +96,8 @@ def finetune(
     lr: highest learning rate, after a warm-up; it falls to a tenth over the run. Without it, 1e-4, or 1e-3 with --lora
     lora: rank of an adapter, which is trained beside weights that stay; 0 trains the weights themselves
     context: tokens of a row
+    accumulate: batches per step, of which one at a time is in memory
+    checkpoint: activations of the layers are worked out again for the gradient, which takes less memory and more time
     """
     from zoo import hub
     from zoo.hub import adapter
@@ -114,7 +123,9 @@ def finetune(
         adapters.attach(model, lora, targets=TARGETS, seed=seed)
     lr = (1e-3 if lora else 1e-4) if lr is None else lr
     rows = Loader(train, batch, seed=seed)
-    steps = epochs * len(rows)
+    steps = epochs * -(-len(rows) // accumulate)
+    model.recompute = checkpoint
+    kept = formats(model)
     before = perplexity(model, *unseen)
     learner = Learner(
         model,
@@ -124,9 +135,11 @@ def finetune(
         schedule=cosine(lr, steps, warmup=min(100, steps // 10), final=lr / 10),
         validation=Loader(unseen, batch, shuffle=False),
         clip=1.0,
+        accumulate=accumulate,
+        counts=learned_tokens,
         out=out,
         seed=seed,
-        settings={"epochs": epochs, "lr": lr, "lora": lora, "context": context},
+        settings={"epochs": epochs, "lr": lr, "lora": lora, "context": context, **({"rounded": kept} if kept else {})},
         quiet=quiet,
     )
     if resume:

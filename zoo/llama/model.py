@@ -16,7 +16,7 @@ from zoo.core.tensor import Tensor
 from zoo.llama.cache import Cache, LayerCache
 from zoo.llama.config import LlamaConfig
 from zoo.llama.rope import Rope, angles
-from zoo.nn import Embedding, Linear, Module, RMSNorm, activation
+from zoo.nn import Embedding, Linear, Module, RMSNorm, activation, recomputed
 
 
 class Attention(Module):
@@ -83,6 +83,8 @@ class Llama(Module):
 
     def __init__(self, config: LlamaConfig):
         self.config = config
+        self.recompute = False
+        """In training, layers keep what goes into them only, and work the rest out again for the gradient."""
         self.model = Decoder(config)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -106,8 +108,9 @@ class Llama(Module):
             bias = self._constant(np.where(padding, -np.inf, 0)[:, None, None])
         rope = Rope(*map(self._constant, angles(self.config, positions)))
         x = self.model.embed_tokens(ids).astype(float32)  # weights may be stored narrower; sums are float32
+        call = recomputed if self.recompute else Layer.__call__
         for i, layer in enumerate(self.model.layers):
-            x = layer(x, rope, None if cache is None else cache.layers[i], bias)
+            x = call(layer, x, rope, None if cache is None else cache.layers[i], bias)
         x = self.model.norm(x[:, -last:] if last else x)
         if self.config.tie_word_embeddings:
             return ops.linear(x, self.model.embed_tokens.weight)

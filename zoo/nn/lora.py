@@ -3,6 +3,9 @@
 lora.attach(model, rank=8, targets=("q_proj", "v_proj"))     # in place; everything else is frozen
 ...                                                          # train, save the adapter (zoo/hub/adapter.py)
 lora.merge(model)                                            # W + scale B A, in place: a plain model again
+
+Where the weights are rounded (zoo/nn/quantized.py), the adapter is trained beside the rounded ones, in float32: QLoRA
+(Dettmers et al. 2023), with our formats in the place of theirs. Such weights take no change in, so it is not merged.
 """
 
 from __future__ import annotations
@@ -18,14 +21,15 @@ from zoo.nn import init
 from zoo.nn.linear import Linear
 from zoo.nn.module import Module
 from zoo.nn.param import Param
+from zoo.nn.quantized import QuantizedLinear
 
 
 class LoRA(Module):
     """base(x) + scale * lora_B(lora_A(x)), in the place of a Linear layer. lora_B begins as zeros: at first nothing
-    changes. The base may hold its weight in any form; only its call is used."""
+    changes."""
 
-    def __init__(self, base: Linear, rank: int, scale: float):
-        outputs, inputs = base.weight.shape
+    def __init__(self, base: Linear | QuantizedLinear, rank: int, scale: float):
+        outputs, inputs = base.shape if isinstance(base, QuantizedLinear) else base.weight.shape
         self.base = base
         self.lora_A = Linear(inputs, rank, bias=False)
         self.lora_B = Linear(rank, outputs, bias=False)
@@ -36,12 +40,21 @@ class LoRA(Module):
         y = self.base(x) + self.lora_B(self.lora_A(x)) * self.scale
         return y if activation is None else getattr(ops, activation)(y)
 
-    def merged(self) -> Linear:
-        """The base with the change added to its weight, in its dtype. The base itself changes."""
+    def merged_weight(self) -> Tensor:
+        """That of the base with the change added in float32, in its dtype. Raises ZooError if the base is rounded."""
+        if isinstance(self.base, QuantizedLinear):
+            why = f"a weight in {self.base.format} has a few steps only, and most of the change would be lost in them"
+            fix = "Merge into the full weights: load the base without a dtype, or as bf16."
+            raise ZooError("an adapter is not merged into rounded weights", why, fix)
         a, b = (layer.weight.astype(float32) for layer in (self.lora_A, self.lora_B))
         weight = self.base.weight
-        merged = weight.astype(float32) + ops.matmul(b, a) * self.scale
-        self.base.set("weight", merged.astype(weight.dtype))
+        return (weight.astype(float32) + ops.matmul(b, a) * self.scale).astype(weight.dtype)
+
+    def merged(self) -> Linear:
+        """The base with the change in its weight. The base itself changes."""
+        weight = self.merged_weight()
+        assert isinstance(self.base, Linear)
+        self.base.set("weight", weight)
         return self.base
 
     def describe(self) -> str:
@@ -72,7 +85,7 @@ def _linears(model: Module) -> Iterator[tuple[Module, str]]:
     for _, module in list(model.named_modules()):
         if not isinstance(module, LoRA):
             for name, value in list(vars(module).items()):
-                if isinstance(value, Linear):
+                if isinstance(value, Linear | QuantizedLinear):
                     yield module, name
 
 
@@ -82,7 +95,8 @@ def layers(model: Module) -> dict[str, LoRA]:
 
 
 def merge(model: Module) -> Module:
-    """Adds every change to its weight and takes the LoRA layers away, in place; the model is trainable again."""
+    """Adds every change to its weight and takes the LoRA layers away, in place; the model is trainable again. Raises
+    ZooError if weights are rounded."""
     for _, module in list(model.named_modules()):
         for name, value in list(vars(module).items()):
             if isinstance(value, LoRA):

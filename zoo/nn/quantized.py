@@ -60,12 +60,18 @@ class QuantizedLinear(Module):
         layer.bias, layer.training, layer.frozen = linear.bias, linear.training, linear.frozen
         return layer
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(outputs, inputs) of the matrix that it stands for."""
+        outputs, stored = self.weight.shape
+        return outputs, stored * (2 if self.format == "int4" else 1)
+
     def __call__(self, x: Tensor, activation: str | None = None) -> Tensor:
         return ops.qlinear(x, self.weight, self.scale, self.format, self.bias, activation=activation)
 
     def describe(self) -> str:
-        outputs, stored = self.weight.shape
-        return f"{stored * (2 if self.format == 'int4' else 1)} -> {outputs}, {self.format}"
+        outputs, inputs = self.shape
+        return f"{inputs} -> {outputs}, {self.format}"
 
 
 class QuantizedConv2d(Conv2d):

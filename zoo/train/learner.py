@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from zoo.core.errors import ZooError
 from zoo.core.tensor import Tensor
 from zoo.data.loader import Loader, stream
 from zoo.nn import Module
+from zoo.nn.quantized import KINDS
 from zoo.train import checkpoint
 from zoo.train.average import Average
 from zoo.train.gradients import clip_global_norm, gradients
@@ -55,6 +56,11 @@ class Learner:
     gradients. ema: decay of a moving average of the weights, which is then what is validated and what the model holds
     in the end.
 
+    accumulate: batches per step, for the memory of one: their gradients are added, weighted by `counts`, how many
+    entries the mean in `loss` is over in a batch (None: its rows). So a step has the gradient of one large batch also
+    where batches hold different numbers of entries; a mean of means would not. The last step of an epoch may have
+    fewer.
+
     out: a directory for `checkpoint.safetensors` (after every epoch and when stopped) and `log.jsonl` (every
     `log_every` steps and every epoch). All randomness follows from `seed` and the seed of `data`: the same run on the
     same device gives the same bits, also when it is stopped anywhere and resumed.
@@ -74,6 +80,8 @@ class Learner:
         metrics: Metrics | None = None,
         clip: float | None = None,
         ema: float | None = None,
+        accumulate: int = 1,
+        counts: Callable[[Any], float] | None = None,
         out: str | Path | None = None,
         seed: int = 0,
         settings: Mapping[str, Any] | None = None,
@@ -83,6 +91,7 @@ class Learner:
         self.model, self.data, self.validation = model, data, validation
         self.loss, self.metrics = loss, metrics
         self.optimizer, self.schedule, self.clip = optimizer, schedule, clip
+        self.accumulate, self.counts = accumulate, counts or _rows
         self.average = None if ema is None else Average(ema)
         self.out = None if out is None else Path(out)
         self.seed, self.log_every = seed, log_every
@@ -90,6 +99,9 @@ class Learner:
         self.rng = stream(seed, "training")
         self.step, self.seconds = 0, 0.0
         self.history: list[Epoch] = []
+        if any(isinstance(m, KINDS) and not m.frozen for _, m in model.named_modules()):
+            why = "a step of training is far smaller than one of 8 or 4 bits"
+            raise ZooError("rounded weights are not trained", why, "Train an adapter beside them: --lora 8.")
         self.device = model.device
         self._live = model.to(Autodiff(self.device)).train(self.rng)
         self._journal = None if self.out is None else Journal(self.out / LOG)
@@ -108,7 +120,7 @@ class Learner:
         """
         if (epochs is None) == (steps is None):
             raise ValueError("fit needs epochs or steps")
-        total = steps if steps is not None else (epochs or 0) * len(self.data)
+        total = steps if steps is not None else (epochs or 0) * -(-len(self.data) // self.accumulate)
         self._check_out()
         self._progress.open(self.step, total)
         start = time.perf_counter() - self.seconds
@@ -134,20 +146,34 @@ class Learner:
                 continue
             if self.step >= total:
                 return
-            for batch in self.data:
-                value = self._step(_on_device(batch, self.device))
-                self._told(value, batch, start)
+            for batches in self._groups():
+                value = self._step(batches)
+                self._told(value, sum(map(_rows, batches)), start)
                 at_the_end = self.step >= total or stop.asked is not None
                 if at_the_end and self.data.position < len(self.data):
                     return
 
-    def _step(self, batch: Any) -> float:
+    def _groups(self) -> Iterator[list[Any]]:
+        """The batches of each step that is left of the epoch."""
+        group: list[Any] = []
+        for batch in self.data:
+            group.append(batch)
+            if len(group) == self.accumulate or self.data.position == len(self.data):
+                yield group
+                group = []
+
+    def _step(self, batches: list[Any]) -> float:
         lr = self.schedule(self.step)
-        loss = self.loss(self._live, batch)
-        value = float(loss)
-        if not math.isfinite(value):
-            raise self._diverged(f"the loss is {value}")
-        grads = gradients(loss, self._live)
+        counts = [self.counts(batch) for batch in batches]
+        value, grads = 0.0, dict[str, Tensor]()
+        for batch, count in zip(batches, counts, strict=True):
+            share = count / sum(counts)
+            loss = self.loss(self._live, _on_device(batch, self.device))
+            value += float(loss) * share
+            if not math.isfinite(value):
+                raise self._diverged(f"the loss is {float(loss)}")
+            for path, g in gradients(loss if share == 1 else loss * share, self._live).items():
+                grads[path] = grads[path] + g if path in grads else g
         if self.clip is not None:
             grads, norm = clip_global_norm(grads, self.clip)
             if not math.isfinite(norm):
@@ -158,10 +184,10 @@ class Learner:
         self.step += 1
         return value
 
-    def _told(self, loss: float, batch: Any, start: float) -> None:
+    def _told(self, loss: float, rows: int, start: float) -> None:
         self._losses = [self._losses[0] + loss, self._losses[1] + 1]
         epoch = self.data.epoch + 1
-        self._progress.step(self.step, epoch, loss, _rows(batch))
+        self._progress.step(self.step, epoch, loss, rows)
         if self._journal is not None and self.step % self.log_every == 0:
             lr, seconds = self.schedule(self.step - 1), round(time.perf_counter() - start, 3)
             self._journal.write(step=self.step, epoch=epoch, loss=loss, lr=lr, seconds=seconds)
@@ -265,6 +291,7 @@ class Learner:
         """What must be the same for a resumed run to be the same run, as JSON gives it back."""
         own = {"optimizer": self.optimizer.describe(), "clip": self.clip, "seed": self.seed}
         own["ema"] = None if self.average is None else self.average.decay
+        own |= {"accumulate": self.accumulate} if self.accumulate > 1 else {}
         return json.loads(json.dumps({**own, **self.settings}))
 
     def _check_out(self) -> None:

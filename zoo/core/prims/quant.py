@@ -85,7 +85,15 @@ def _qlinear_infer(x: Any, q: Any, scale: Any, bias: Any, *, format: str, activa
     return y
 
 
-@composite(_qlinear_infer)
+def _qlinear_vjp(o: Any, g: Any, x: Any, q: Any, scale: Any, bias: Any, y: Any, *, format: str, activation: Any) -> Any:
+    """Without an activation; with one, the body is differentiated, which multiplies once more."""
+    if activation is not None:
+        return NotImplemented
+    dx, *_ = _qmatmul_vjp(o, g, x, q, scale, y, format=format)
+    return dx, None, None, lambda: o.sum(o.reshape(g, shape=(-1, g.shape[-1])), axis=0)
+
+
+@composite(_qlinear_infer, _qlinear_vjp, keep="x")
 def qlinear(o, x, q, scale, bias, *, format, activation=None):
     dtype = compute_dtype(x.dtype)
     y = o.qmatmul(o.cast(x, dtype=dtype), q, scale, format=format)
