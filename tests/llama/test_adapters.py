@@ -57,7 +57,7 @@ def test_gradients_flow_through_rounded_weights(base, format):
         assert lora.attach(model, 3, targets=TARGETS) == 14
         live = drawn(model).to(zoo.Autodiff(model.device))
         ids = ids_on(model.device)
-        grads = loss(live, (ids[:, :-1], ids[:, 1:])).backward()
+        grads = loss(live, (ids[:, :-1], ids[:, 1:], None)).backward()
         found.append({path: grads[p].numpy() for path, p in live.parameters().items()})
     mine, theirs = found
     assert len(mine) == 28 and mine.keys() == theirs.keys()
@@ -74,7 +74,7 @@ def test_the_cpu_device_agrees(base):
         model = load(base, device=device, dtype="int4")
         lora.attach(model, 3, targets=TARGETS)
         live, ids = drawn(model).to(zoo.Autodiff(model.device)), ids_on(model.device)
-        grads = loss(live, (ids[:, :-1], ids[:, 1:])).backward()
+        grads = loss(live, (ids[:, :-1], ids[:, 1:], None)).backward()
         found.append({path: grads[p].numpy() for path, p in live.parameters().items()})
     for path, gradient in found[0].items():
         assert np.linalg.norm(found[1][path] - gradient) < 0.1 * np.linalg.norm(gradient), path
@@ -125,7 +125,7 @@ def test_checkpointing_changes_no_bit(tiny):
     for recompute in (False, True):
         model.recompute = recompute
         live, ids = model.to(zoo.Autodiff(model.device)), ids_on(model.device)
-        grads = loss(live, (ids[:, :-1], ids[:, 1:])).backward()
+        grads = loss(live, (ids[:, :-1], ids[:, 1:], None)).backward()
         found.append({path: grads[p].numpy() for path, p in live.parameters().items()})
     assert all(np.array_equal(found[0][path], found[1][path]) for path in found[0])
 

@@ -100,6 +100,8 @@ def test_texts_and_weights_that_cannot_be_measured(tiny, text, tmp_path):
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(DataError, match="nothing to predict"):
         measured(model, tmp_path / "empty.txt")
+    with pytest.raises(DataError, match="no perplexity of"):
+        measured(model, tmp_path / "rows.jsonl")
     with pytest.raises(DataError, match="cannot read"):
         measured(model, tmp_path / "absent.txt")
     model.set("model.norm.weight", model.model.norm.weight * math.nan)

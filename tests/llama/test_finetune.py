@@ -15,7 +15,7 @@ from zoo.core.errors import DataError, WeightsError
 from zoo.core.tensor import Tensor
 from zoo.hub import adapter, load
 from zoo.llama.data import IGNORED, Example, files, pack, read
-from zoo.llama.finetune import TARGETS, finetune
+from zoo.llama.finetune import TARGETS, finetune, loss
 from zoo.llama.tokenizer import Tokenizer
 from zoo.nn import lora
 
@@ -84,11 +84,51 @@ def test_files(tiny, tmp_path):
 
 def test_packing():
     first, second = Example([1, 2, 3], [False, True, True]), Example([4, 5, 6, 7], [True, False, True, True])
-    inputs, targets = pack([first, second], 4)
-    assert inputs.tolist() == [[1, 2, 3, 4], [5, 6, 0, 0]]
-    assert targets.tolist() == [[2, 3, IGNORED, IGNORED], [6, 7, IGNORED, IGNORED]]
+    long, nothing = Example(list(range(10, 20)), [True] * 10), Example([8, 9], [True, False])
+    inputs, targets, texts = pack([first, second, long, nothing], 5)
+    assert inputs.tolist() == [[1, 2, 4, 5, 6], [10, 11, 12, 13, 14], [15, 16, 17, 18, 0]]
+    assert targets.tolist() == [[2, 3, IGNORED, 6, 7], [11, 12, 13, 14, 15], [16, 17, 18, 19, IGNORED]]
+    assert texts.tolist() == [[0, 0, 1, 1, 1], [0] * 5, [0] * 5]
     with pytest.raises(DataError, match="nothing to learn"):
         pack([Example([1], [True])], 4)
+
+
+def test_every_text_is_packed_whole_and_once():
+    rng = np.random.default_rng(0)
+    examples = [Example(rng.integers(1, 99, n).tolist(), [True] * n) for n in rng.integers(2, 34, 200)]
+    inputs, targets, texts = pack(examples, 32)
+    found = []
+    for row in range(len(inputs)):
+        for number in range(texts[row].max() + 1):
+            own = (texts[row] == number) & (targets[row] != IGNORED)
+            assert (np.diff(np.flatnonzero(own)) == 1).all()
+            found.append([int(inputs[row][own][0]), *targets[row][own].tolist()])
+    assert sorted(found) == sorted(example.ids for example in examples)
+    assert (targets != IGNORED).mean() > 0.9  # one text to a row would fill half
+
+
+@pytest.mark.parametrize("device", ["numpy", "cpu"])
+def test_a_packed_text_is_learned_as_if_it_were_alone(tiny, device):
+    model = load(tiny, device=device)
+    rng = np.random.default_rng(0)
+    examples = [Example(rng.integers(0, 256, n).tolist(), [False] * 2 + [True] * (n - 2)) for n in (9, 7, 6, 12, 4)]
+    packed = pack(examples, 20)
+    assert len(packed[0]) == 2
+    alone = [pack([example], 20) for example in examples]
+
+    def gradients(parts) -> tuple[float, dict[str, np.ndarray]]:
+        live = model.to(zoo.Autodiff(model.device))
+        value = loss(live, tuple(zoo.tensor(part, device=model.device) for part in parts))
+        found = value.backward()
+        return float(value), {path: found[p].numpy() for path, p in live.parameters().items()}
+
+    value, mine = gradients(packed)
+    apart, theirs = gradients([np.concatenate(parts) for parts in zip(*alone, strict=True)])
+    assert value == pytest.approx(apart, rel=1e-6)
+    for path, gradient in mine.items():
+        assert np.linalg.norm(gradient - theirs[path]) < 1e-5 * np.linalg.norm(theirs[path]), path
+    mixed, _ = gradients((packed[0], packed[1], np.zeros_like(packed[2])))
+    assert abs(mixed - apart) > 1e-5 * apart  # what it would be if texts saw those before them
 
 
 def text_for(tiny) -> Path:

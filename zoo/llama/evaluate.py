@@ -73,6 +73,9 @@ def evaluate(
     if not 1 <= stride < context:
         why = f"windows of {context:,} tokens that advance by {stride:,} would leave tokens out, or never end"
         raise ZooError(f"--stride {stride} does not fit", why, f"Choose one from 1 to {context - 1}.")
+    if data.suffix == ".jsonl":
+        why = "rows are not one text, and of some only the answers count"
+        raise DataError(f"there is no perplexity of {data}", why, "Give a .txt; `zoo finetune` says that of rows.")
     text = text_of(data)
     ids = tokenizers.of(model).encode(text)
     if len(ids) < 2:
@@ -109,7 +112,7 @@ def _window(model: Llama, ids: Sequence[int], first: int) -> float:
         return Tensor(device.from_host(np.array([part], dtype=np.int32)), device)
 
     for start in range(0, first - 1, PIECE):  # seen and not scored
-        model(on_device(ids[start : min(start + PIECE, first - 1)]), cache, last=True)
+        model(on_device(ids[start : min(start + PIECE, first - 1)]), cache, last=1)
     nats = 0.0
     for start in range(first - 1, len(ids) - 1, PIECE):
         end = min(start + PIECE, len(ids) - 1)

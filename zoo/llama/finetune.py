@@ -48,15 +48,15 @@ class Trained:
 
 
 def loss(model: Any, batch: Any) -> Tensor:
-    inputs, targets = batch
-    return losses.cross_entropy(model(inputs), targets, ignore_index=IGNORED)
+    inputs, targets, texts = batch
+    return losses.cross_entropy(model(inputs, texts=texts), targets, ignore_index=IGNORED)
 
 
 def metrics(model: Any, batch: Any) -> dict[str, Tensor]:
     """Sums over the tokens of each row, and how many there are: rows hold different numbers of learned tokens."""
-    inputs, targets = batch
+    inputs, targets, texts = batch
     learned = targets != IGNORED
-    each = ops.where(learned, ops.cross_entropy(model(inputs), ops.where(learned, targets, 0)), 0.0)
+    each = ops.where(learned, ops.cross_entropy(model(inputs, texts=texts), ops.where(learned, targets, 0)), 0.0)
     return {"nats": each.sum(axis=-1), "tokens": learned.astype("float32").sum(axis=-1)}
 
 
@@ -64,10 +64,10 @@ def learned_tokens(batch: Any) -> int:
     return int((batch[1] != IGNORED).sum())
 
 
-def perplexity(model: Llama, inputs: np.ndarray, targets: np.ndarray, batch: int = 4) -> float:
-    """exp of the mean negative log-likelihood of the learned tokens."""
+def perplexity(model: Llama, data: tuple[np.ndarray, ...], batch: int = 4) -> float:
+    """Of what `pack` gave: exp of the mean negative log-likelihood of the learned tokens."""
     nats = tokens = 0.0
-    for rows in Loader((inputs, targets), batch, shuffle=False):
+    for rows in Loader(data, batch, shuffle=False):
         found = metrics(model, tuple(Tensor(model.device.from_host(part), model.device) for part in rows))
         nats, tokens = nats + float(found["nats"].sum()), tokens + float(found["tokens"].sum())
     return math.exp(nats / tokens)
@@ -108,7 +108,8 @@ def finetune(
         raise ZooError(f"--context {context} is too long", why, "Choose a shorter one.")
     train_file, valid_file = files(data)
     examples = read(train_file, tokenizer)
-    train = pack(examples, context)
+    train: tuple[np.ndarray, ...] = pack(examples, context)
+    unseen: tuple[np.ndarray, ...]
     if valid_file is not None:
         unseen = pack(read(valid_file, tokenizer), context)
     else:
@@ -116,8 +117,7 @@ def finetune(
         if len(train[0]) < 2:
             why = f"{len(train[0])} row of {context} tokens leaves nothing to hold out"
             raise ZooError("there is too little text", why, "Give more, a valid file, or a shorter --context.")
-        unseen = (train[0][-held:], train[1][-held:])
-        train = (train[0][:-held], train[1][:-held])
+        train, unseen = tuple(part[:-held] for part in train), tuple(part[-held:] for part in train)
     base = None if model.source is None else model.source.shown
     if lora:
         adapters.attach(model, lora, targets=TARGETS, seed=seed)
@@ -126,7 +126,7 @@ def finetune(
     steps = epochs * -(-len(rows) // accumulate)
     model.recompute = checkpoint
     kept = formats(model)
-    before = perplexity(model, *unseen)
+    before = perplexity(model, unseen)
     learner = Learner(
         model,
         rows,
@@ -147,7 +147,7 @@ def finetune(
     learner.fit(epochs)
     trainable = sum(parameter.size for parameter in model.parameters().values())
     learned = int((train[1] != IGNORED).sum())
-    done = Trained(out, epochs, learner.step, learned, before, perplexity(model, *unseen), trainable)
+    done = Trained(out, epochs, learner.step, learned, before, perplexity(model, unseen), trainable)
     if lora:
         adapter.save(model, out, base or "")
     else:

@@ -6,6 +6,7 @@ Shapes: B batch, L new tokens, S cached and new tokens, H heads, D head_dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -90,12 +91,20 @@ class Llama(Module):
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def __call__(
-        self, ids: Tensor, cache: Cache | None = None, *, last: int = 0, starts: Sequence[int] | None = None
+        self,
+        ids: Tensor,
+        cache: Cache | None = None,
+        *,
+        last: int = 0,
+        starts: Sequence[int] | None = None,
+        texts: Any = None,
     ) -> Tensor:
         """With a cache, `ids` come after what it has seen, and are added to it.
 
         last: logits of so many positions at the end only, (B, last, vocab_size); 0: of all.
         starts: where each of the B texts begins: what is left of it is padding, which nothing looks at.
+        texts: (B, L), the number of the text in its row that each token belongs to, without a cache: tokens look at
+            their own text only, and positions begin anew with each.
         """
         L = ids.shape[1]
         seen = 0 if cache is None else cache.length
@@ -106,6 +115,10 @@ class Llama(Module):
             positions = np.maximum(positions - begin, 0)
             padding = np.arange(seen + L) < begin  # (B, S)
             bias = self._constant(np.where(padding, -np.inf, 0)[:, None, None])
+        if texts is not None and (numbers := np.asarray(texts)).any():
+            same = numbers[:, :, None] == numbers[:, None]  # (B, L, L)
+            positions = positions - same.argmax(axis=2)  # less where its text begins
+            bias = self._constant(np.where(same, 0, -np.inf)[:, None])
         rope = Rope(*map(self._constant, angles(self.config, positions)))
         x = self.model.embed_tokens(ids).astype(float32)  # weights may be stored narrower; sums are float32
         call = recomputed if self.recompute else Layer.__call__

@@ -24,8 +24,8 @@ def recomputed(layer: Any, *args: Any) -> Tensor:
     """
     state = layer.state().values()
     device = next((t.device for t in (*args, *state) if isinstance(t, Tensor) and isinstance(t.device, Autodiff)), None)
-    places = [i for i, a in enumerate(args) if isinstance(a, Tensor) and type(a.handle) is Var]
-    learned = [t.handle for t in state if type(t.handle) is Var]
+    places = [i for i, a in enumerate(args) if isinstance(a, Tensor) and _recorded(a, device)]
+    learned = [t.handle for t in state if _recorded(t, device)]
     if device is None or not (places or learned):
         return layer(*args)
     rng = layer.rng
@@ -46,6 +46,10 @@ def recomputed(layer: Any, *args: Any) -> Tensor:
 
     inputs = [args[i].handle for i in places]
     return Tensor(device.opaque("recomputed", value, inputs, learned, gradient), device)
+
+
+def _recorded(tensor: Tensor, device: Any) -> bool:
+    return type(tensor.handle) is Var and tensor.handle.owner is device
 
 
 @contextlib.contextmanager

@@ -101,7 +101,8 @@ class Learner:
         self.history: list[Epoch] = []
         if any(isinstance(m, KINDS) and not m.frozen for _, m in model.named_modules()):
             why = "a step of training is far smaller than one of 8 or 4 bits"
-            raise ZooError("rounded weights are not trained", why, "Train an adapter beside them: --lora 8.")
+            fix = "Train the full weights; or, of a language model, an adapter beside them: --lora 8."
+            raise ZooError("rounded weights are not trained", why, fix)
         self.device = model.device
         self._live = model.to(Autodiff(self.device)).train(self.rng)
         self._journal = None if self.out is None else Journal(self.out / LOG)
