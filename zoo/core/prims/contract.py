@@ -10,6 +10,7 @@ entry per axis.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from zoo.core.dtype import bool_, promote
@@ -61,23 +62,32 @@ def conv_infer(
     x: Any, w: Any, *, stride: Ints, padding: Pairs, dilation: Ints, input_dilation: Ints, groups: int, flip: bool
 ) -> Meta:
     infer.floats(x, w)
-    rank = len(x.shape) - 2
-    if rank < 1 or len(w.shape) != rank + 2:
+    shape = conv_shape(tuple(x.shape), tuple(w.shape), stride, padding, dilation, input_dilation, groups)
+    return Meta(shape, x.dtype)
+
+
+@lru_cache(maxsize=4096)  # a network asks for the same few shapes again and again: 10 us each
+def conv_shape(
+    x: Ints, w: Ints, stride: Ints, padding: Pairs, dilation: Ints, input_dilation: Ints, groups: int
+) -> Ints:
+    """The shape of a convolution's result, from those of x and w. Raises ShapeError where they do not fit."""
+    rank = len(x) - 2
+    if rank < 1 or len(w) != rank + 2:
         raise ShapeError("x needs shape (N, *S, C) and w (O, *K, C/groups), with as many spatial axes in both")
     if not all(len(v) == rank for v in (stride, padding, dilation, input_dilation)):
         raise ShapeError(f"stride, padding and dilation need one entry for each of the {rank} spatial axes")
     if min(stride) < 1 or min(dilation) < 1 or min(input_dilation) < 1:
         raise ShapeError("stride and dilation start at 1")
-    if groups < 1 or x.shape[-1] != w.shape[-1] * groups or w.shape[0] % groups:
+    if groups < 1 or x[-1] != w[-1] * groups or w[0] % groups:
         raise ShapeError(
-            f"x has {x.shape[-1]} channels in {groups} groups, w takes {w.shape[-1]} per group and gives {w.shape[0]}",
+            f"x has {x[-1]} channels in {groups} groups, w takes {w[-1]} per group and gives {w[0]}",
             "Layout is channels-last: x (N, *S, C), w (O, *K, C/groups).",
         )
-    settings = zip(x.shape[1:-1], w.shape[1:-1], stride, padding, dilation, input_dilation, strict=True)
+    settings = zip(x[1:-1], w[1:-1], stride, padding, dilation, input_dilation, strict=True)
     out = tuple(window_out(n, k, s, lo, hi, d, i) for n, k, s, (lo, hi), d, i in settings)
-    if any(n < 1 for n in out) and x.shape[0] and all(x.shape[1:-1]):
-        raise ShapeError(f"the kernel {tuple(w.shape[1:-1])} is larger than the padded input {tuple(x.shape[1:-1])}")
-    return Meta((x.shape[0], *(max(n, 0) for n in out), w.shape[0]), x.dtype)
+    if any(n < 1 for n in out) and x[0] and all(x[1:-1]):
+        raise ShapeError(f"the kernel {w[1:-1]} is larger than the padded input {x[1:-1]}")
+    return (x[0], *(max(n, 0) for n in out), w[0])
 
 
 def conv_vjp(

@@ -7,6 +7,7 @@ three pixels beyond the reach of the kernel. ZOO_OFF=winograd switches it off.""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from zoo.core.backends.cpu.kernels.common import CODES, F32, WEIGHTS, Kernels, c
 from zoo.core.backends.cpu.memory import empty
 from zoo.core.backends.cpu.pack import Packed, as_2d
 from zoo.core.dtype import HALVES
-from zoo.core.prims.contract import window_out
+from zoo.core.prims.contract import conv_shape, window_out
 from zoo.core.stats import count
 
 
@@ -41,7 +42,16 @@ def conv_bias_act(b: Any, x: Any, w: Any, bias: Any, residual: Any, *, stride: A
 
 
 def _wide(array: Any) -> Any:
-    return array.astype(F32) if isinstance(array, np.ndarray) and array.dtype in HALVES else array
+    if array is None or array.dtype is F32 or type(array) is Packed or array.dtype not in HALVES:
+        return array
+    return array.astype(F32)
+
+
+@lru_cache(maxsize=1024)
+def _two_axes(stride: Any, padding: Any, dilation: Any) -> tuple[Any, Any, Any]:
+    """Stride, padding before, and dilation, for two spatial axes."""
+    pad = tuple(lo for lo, _ in padding)
+    return (stride, pad, dilation) if len(stride) == 2 else ((1, *stride), (0, *pad), (1, *dilation))
 
 
 def _scatters(x: Any, w: Any, stride: Any, padding: Any, dilation: Any, input_dilation: Any, groups: int) -> bool:
@@ -80,14 +90,10 @@ def _conv(b: Any, x: Any, w: Any, bias: Any, residual: Any, stride: Any, padding
         or 0 in w.shape
     ):
         return NotImplemented
-    settings = zip(x.shape[1:-1], w.shape[1:-1], stride, padding, dilation, strict=True)
-    shape = (x.shape[0], *(window_out(n, k, s, p[0], p[1], d) for n, k, s, p, d in settings), w.shape[0])
-    out = empty(shape, F32)
+    out = empty(conv_shape(x.shape, w.shape, stride, padding, dilation, (1,) * rank, groups), F32)
     if packed and (flip or not w.fits(b.isa, "conv", groups)):
         return NotImplemented
-    pad = tuple(lo for lo, _ in padding)
-    if rank == 1:
-        stride, dilation, pad = (1, *stride), (1, *dilation), (0, *pad)
+    stride, pad, dilation = _two_axes(stride, padding, dilation)
     weight_shape, weight, stored = (-1, 0, 0, 0), as_2d(w) if not packed else w.buffer, WEIGHTS[w.dtype]
     if packed:
         weight_shape = w.shape if rank == 2 else (w.shape[0], 1, *w.shape[1:])
@@ -101,8 +107,7 @@ def _conv(b: Any, x: Any, w: Any, bias: Any, residual: Any, stride: Any, padding
             if weight is None:
                 weight, weight_shape = _wide(w.unpack()), (-1, 0, 0, 0)
     b.native.conv(
-        as_2d(x), weight, as_2d(out), *after, tuple(stride), pad, tuple(dilation), groups, flip, weight_shape, tile,
-        stored,
+        as_2d(x), weight, as_2d(out), *after, stride, pad, dilation, groups, flip, weight_shape, tile, stored,
     )  # fmt: skip
     count("cpu.conv_f32")
     if tile:

@@ -14,8 +14,9 @@ import numpy as np
 
 from zoo.core.backends.cpu.kernels.common import CODES, F32, WEIGHTS, Kernels, contiguous, float_vector
 from zoo.core.backends.cpu.kernels.quant import MAX_INPUTS
+from zoo.core.backends.cpu.memory import empty
 from zoo.core.backends.cpu.pack import Packed, pack
-from zoo.core.prims.contract import window_out
+from zoo.core.prims.contract import conv_shape
 from zoo.core.stats import count
 
 
@@ -34,8 +35,7 @@ def qconv(b: Any, x: Any, q: Any, scale: Any, bias: Any, residual: Any, *, strid
     ):
         return NotImplemented
     weight = pack(b.native, q, "conv") if packs else q
-    settings = zip(x.shape[1:3], kernel, stride, padding, dilation, strict=True)
-    out = np.empty((x.shape[0], *(window_out(n, k, s, p[0], p[1], d) for n, k, s, p, d in settings), outputs), F32)
+    out = empty(conv_shape(x.shape, q.shape, stride, padding, dilation, (1, 1), 1), F32)
     wide = _wide(b, x)
     after = (float_vector(bias), contiguous(residual if residual is None else _wide(b, residual)))
     scale = np.ascontiguousarray(scale)

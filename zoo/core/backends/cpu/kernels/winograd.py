@@ -96,7 +96,7 @@ def fits(x: np.ndarray, w: Any, stride: Any, dilation: Any, groups: int) -> bool
         x.ndim == 4
         and w.shape[1:3] == (3, 3)
         and groups == 1
-        and tuple(stride) == tuple(dilation) == (1, 1)
+        and stride == dilation == (1, 1)
         and (x.strides[3] == 4 or x.shape[3] == 1)
     )
 

@@ -115,7 +115,7 @@ void conv_task(void* context, i64 index) {
     const i64 K = c.kernel[0] * c.kernel[1] * r.channels;
     float* const window = r.in_place ? nullptr : scratch(SLOT_A, at_least(TILE_FLOATS, r.high * r.line) + W);
     const Panels panels(r.width);
-    const bool gather = 2 * r.width < MR;  // too few neighbours to fill a panel: there im2col does pay
+    const bool gather = 2 * r.width <= MR;  // too few neighbours to fill a panel: there im2col does pay
 
     SweepOf<T> s{};
     s.b_panel = K * NR, s.b_k = NR;

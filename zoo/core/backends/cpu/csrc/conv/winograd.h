@@ -159,14 +159,24 @@ void winograd_task(void* context, i64 index) {
             s.n1 = at_most(width, divide_up(n1 - n, NR) * NR);
             s.c_m = width;
             for (int place = 0; place < T * T; place++) {
+                const auto panel_at = [&](i64 k) {
+                    return [&, k](i64 p) {
+                        const i64 row = panels.start(p);
+                        const float* const from = v + place * plane + row * apart + k;
+                        return Rows{panels.rows(p), true, from, apart, sums + place * sum_plane + row * width, nullptr};
+                    };
+                };
+                // each line of U once from memory, then from L1: 1.1 times as fast at 512 channels, 0.9 at 64 to 256
+                if (K >= 512 && panels.count > 1 && panels.count <= FEW_PANELS) {
+                    s.b = job.u + (place * panels_n + n / NR) * K * NR;
+                    few_sweep(s, K, panels.count, panel_at(0));
+                    continue;
+                }
                 for (i64 block = 0; block < k_blocks; block++) {
                     const i64 k = K * block / k_blocks, kc = K * (block + 1) / k_blocks - k;
                     s.b = job.u + (place * panels_n + n / NR) * K * NR + k * NR;
                     s.first = block == 0;
-                    sweep(s, {1, kc, NO_OFFSET}, panels.count, [&](i64 p) {
-                        const i64 row = panels.start(p);
-                        return Rows{panels.rows(p), true, v + place * plane + row * apart + k, apart, sums + place * sum_plane + row * width, nullptr};
-                    });
+                    sweep(s, {1, kc, NO_OFFSET}, panels.count, panel_at(k));
                 }
             }
             winograd_output<M>(job, first, count, width, sum_plane, sums, n, at_most(n1, n + width));

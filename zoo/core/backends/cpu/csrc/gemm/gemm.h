@@ -49,11 +49,13 @@ void sweep(const SweepOf<T>& s, const Depth& depth, i64 panels, const PanelAt& p
             for (i64 n = nb; n < end; n += NR) {
                 const i64 columns = at_most(NR, end - n);
                 const auto& micros = s.few ? MICRO<T>.few[rows.by_rows] : MICRO<T>.of[rows.by_rows];
-                const Tile tile{rows.c + n, s.c_m, columns, s.bias ? s.bias + n : nullptr, !s.first};
+                const float* const residual = s.last && rows.residual ? rows.residual + n : nullptr;
+                const bool relu = s.last && s.activation == RELU;
+                const Tile tile{rows.c + n, s.c_m, columns, s.bias ? s.bias + n : nullptr, !s.first, residual, relu};
                 micros[rows.count - 1][columns > W](depth, rows.a, rows.apart, s.b + n / NR * s.b_panel, s.b_k, tile);
             }
-            if (s.last && (rows.residual || s.activation != NONE))
-                finish(rows.c + nb, s.c_m, rows.residual ? rows.residual + nb : nullptr, s.c_m, rows.count, end - nb, s.activation);
+            if (s.last && s.activation != NONE && s.activation != RELU)
+                finish(rows.c + nb, s.c_m, nullptr, 0, rows.count, end - nb, s.activation);
         }
     }
 }

@@ -1,11 +1,13 @@
 // The micro-kernels of a GEMM. Formula, registers and cache: gemm.h.
 
-// Where one tile goes: c = (add ? c : bias or 0) + product, in its first n columns.
+// Where one tile goes: c = (add ? c : bias or 0) + product + residual, not below 0 if `relu`, in its first n columns.
 struct Tile {
     float* c;
     i64 c_m, n;
     const float* bias;  // null: none
     bool add;
+    const float* residual = nullptr;  // its rows are c_m apart
+    bool relu = false;
 };
 
 // The K of one pass: `count` segments of `length` numbers, found in A at these offsets and in B one after the other. One
@@ -24,6 +26,10 @@ template <class T, int R, int V, int KS, bool ROWS>
 __attribute__((noinline)) void micro(const Depth& depth, const float* a, i64 apart, const T* b, i64 b_k, const Tile& tile) {
     vf acc[KS][R][V] = {};
     float* const c = tile.c;
+    if (tile.residual) {  // it comes while the product is made
+        UNROLL for (int i = 0; i < R; i++)
+            UNROLL for (int j = 0; j < V * W; j += 16) __builtin_prefetch(tile.residual + i * tile.c_m + j);
+    }
     if (tile.add) {
         UNROLL for (int i = 0; i < R; i++)
             UNROLL for (int j = 0; j < V; j++) acc[0][i][j] = load_first(c + i * tile.c_m + j * W, at_least(tile.n - j * W, 0));
@@ -68,6 +74,14 @@ __attribute__((noinline)) void micro(const Depth& depth, const float* a, i64 apa
     UNROLL for (int s = 1; s < KS; s++)
         UNROLL for (int i = 0; i < R; i++)
             UNROLL for (int j = 0; j < V; j++) acc[0][i][j] += acc[s][i][j];
+    if (tile.residual) {
+        UNROLL for (int i = 0; i < R; i++)
+            UNROLL for (int j = 0; j < V; j++) acc[0][i][j] += load_first(tile.residual + i * tile.c_m + j * W, at_least(tile.n - j * W, 0));
+    }
+    if (tile.relu) {
+        UNROLL for (int i = 0; i < R; i++)
+            UNROLL for (int j = 0; j < V; j++) acc[0][i][j] = select(acc[0][i][j] < 0.0f, vf{}, acc[0][i][j]);
+    }
     UNROLL for (int i = 0; i < R; i++)
         UNROLL for (int j = 0; j < V; j++) store_first(c + i * tile.c_m + j * W, acc[0][i][j], at_least(tile.n - j * W, 0));
 }
