@@ -161,7 +161,7 @@ def test_pulled_and_kept(plain, hub, weights, tmp_path, format, capsys):
     assert main(["info", "owner/name", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["parameters"] == sum(p.size for p in load(plain).state().values())
-    assert told["quantized"]["format"] == format
+    assert told["quantized"]["format"] == format and list(told["memory"]["weights"]) == [format]
     assert main(["info", "owner/name"]) == 0
     assert f"layers to {format}" in capsys.readouterr().out
 

@@ -130,6 +130,17 @@ def test_checkpointing_changes_no_bit(tiny):
     assert all(np.array_equal(found[0][path], found[1][path]) for path in found[0])
 
 
+def test_what_info_says_of_an_adapter(base, tmp_path, capsys):
+    directory = adapter_of(base, tmp_path / "adapter")
+    assert main(["info", str(directory)]) == 0
+    shown = capsys.readouterr().out
+    assert f"LORA of {base}" in shown and "r 3, lora_alpha 5.0" in shown and "up_proj.lora_A.weight" in shown
+    assert main(["info", str(directory), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    model = load(directory, device="numpy")
+    assert told["parameters"] == sum(p.size for p in model.parameters().values()) and told["base"] == str(base)
+
+
 # --- merging
 
 

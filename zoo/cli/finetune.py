@@ -45,7 +45,8 @@ class FinetuneGroup(PortGroup):
         start = f"start from a checkpoint's name, directory or file{default_start(port, described)}"
         parameters = [
             *described.parameters,
-            *([weights_option(start), _dtype_option()] if described.takes_model else []),
+            *([weights_option(start)] if described.takes_model else []),
+            *([_dtype_option()] if "lora" in described.names else []),
             device_option(),
             *output_options(),
         ]
@@ -58,6 +59,7 @@ class FinetuneGroup(PortGroup):
 
 
 def _dtype_option() -> inspect.Parameter:
+    """Of ports that train an adapter beside weights that stay: those may be stored in any way."""
     kind = Literal["f32", "f16", "bf16", "int8", "int4"]
     help = "of the weights one starts from (int8, int4: of what stays beside --lora); without it, as they are stored"
     return option("dtype", kind | None, None, help=help, show_default=False)
@@ -76,11 +78,9 @@ def finetune(port: Port, described: Described, values: dict[str, Any]) -> None:
         watch = Stopwatch()
         ref = values.get("weights")
         if described.needs_model or ref is not None:
-            model, shown, _, device = load_model(port, ref, values["device"], values["dtype"])
+            model, shown, _, device = load_model(port, ref, values["device"], values.get("dtype"))
             models = [model]
         else:
-            if values.get("dtype") is not None:
-                raise ZooError("--dtype is that of weights one starts from", "there are none", "Add --weights REF.")
             models, shown, device = [], None, find_device(values["device"])
         console.say(
             " · ".join([port.name, f"from {shown}" if shown else "new weights", describe_device(device, *models)])

@@ -18,6 +18,9 @@ def info(ref: str, tokens: int | None, as_json: bool) -> None:
     from zoo.hub.load import identify, plan_load
 
     checkpoint = refs.resolve(ref)
+    if checkpoint.is_adapter:
+        _adapter(checkpoint, as_json)
+        return
     with read(checkpoint.file) as tensors:
         known = identify(checkpoint, tensors)
         plain = known.port.model(known.config).spec()
@@ -25,6 +28,9 @@ def info(ref: str, tokens: int | None, as_json: bool) -> None:
         model = quantized.shape(known.port.model(known.config), tensors.metadata, checkpoint.shown)
         plan = plan_load(checkpoint, tensors.infos, known, model.spec())
         infos, metadata, nbytes = tensors.infos, tensors.metadata, tensors.nbytes
+    needed = memory.needed(known.port, known.config, tokens)
+    if kept is not None:
+        needed["weights"] = {kept: needed["weights"][kept]}
     way = {step.source: step for step in plan.steps}
     document: dict[str, Any] = {
         "model": known.port.name,
@@ -34,7 +40,7 @@ def info(ref: str, tokens: int | None, as_json: bool) -> None:
         "layout": metadata.get("zoo.layout", "published"),
         "parameters": sum(math.prod(p.shape) for p in plain.values()) if kept else sum(i.size for i in infos.values()),
         "quantized": {"format": kept, "layers": layers} if kept else None,
-        "memory": memory.needed(known.port, known.config, tokens),
+        "memory": needed,
         "config": dataclasses.asdict(known.config),
         "card": checkpoint.card(),
         "source": checkpoint.provenance(),
@@ -54,6 +60,42 @@ def info(ref: str, tokens: int | None, as_json: bool) -> None:
         print_json(document)
     else:
         print(_text(document))
+
+
+def _adapter(checkpoint: Any, as_json: bool) -> None:
+    """An adapter's base, its settings and its tensors."""
+    from zoo.hub import adapter
+    from zoo.hub.files import read_json
+    from zoo.hub.formats import read
+
+    config = read_json(checkpoint.directory / adapter.CONFIG_FILE)
+    with read(checkpoint.file) as tensors:
+        infos, nbytes = tensors.infos, tensors.nbytes
+    document: dict[str, Any] = {
+        "adapter": config.get("peft_type"),
+        "weights": checkpoint.shown,
+        "file": str(checkpoint.file),
+        "bytes": nbytes,
+        "base": adapter.base_of(checkpoint.directory),
+        "parameters": sum(info.size for info in infos.values()),
+        "config": config,
+        "tensors": [{"name": n, "shape": list(i.shape), "dtype": i.dtype.name} for n, i in infos.items()],
+    }
+    if as_json:
+        print_json(document)
+        return
+    facts = [
+        ("adapter", f"{document['adapter']} of {document['base']}"),
+        ("file", f"{document['file']} ({size(nbytes)})"),
+        ("parameters", f"{document['parameters']:,}"),
+        (
+            "config",
+            ", ".join(f"{name} {config[name]}" for name in ("r", "lora_alpha", "target_modules") if name in config),
+        ),
+    ]
+    rows: list[tuple[object, ...]] = [("tensor", "shape", "dtype")]
+    rows += [(name, info.shape, info.dtype.name) for name, info in infos.items()]
+    print(columns(facts) + "\n\n" + columns(rows))
 
 
 def _rounded(kept: dict[str, Any] | None) -> str:

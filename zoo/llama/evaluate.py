@@ -27,6 +27,8 @@ from zoo.llama.cache import Cache
 from zoo.llama.data import text_of
 from zoo.llama.model import Llama
 
+LONGEST = 4096
+"""Tokens of a window that nobody asked for: models trained for 131,072 would take hours, and gigabytes of cache."""
 PIECE = 512
 """Positions whose logits are worked out at once: at a vocabulary of 128,256 they take 0.26 GB."""
 
@@ -61,11 +63,11 @@ def evaluate(
     """Measure how well a text is predicted: perplexity, and bits per byte.
 
     data: a text file
-    context: tokens that the model sees at once; without it, as many as it was trained for
+    context: tokens that the model sees at once; without it, as many as it was trained for, 4,096 at most
     stride: tokens by which the window advances; without it, half of --context
     """
     limit = model.config.max_position_embeddings
-    context = limit if context is None else context
+    context = min(limit, LONGEST) if context is None else context
     stride = max(1, context // 2) if stride is None else stride
     if not 2 <= context <= limit:
         why = f"the model sees {limit:,} tokens at once, and predicting needs 2"
