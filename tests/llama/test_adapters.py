@@ -119,6 +119,20 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny, tmp_path, settings, monkey
     assert all(np.array_equal(whole[path], parts[path]) for path in whole)
 
 
+def test_two_batches_to_a_step_are_one_twice_as_large(tiny, tmp_path):
+    """Rows with different numbers of learned tokens: the losses of all steps agree."""
+    words = ["the", "cat", "sat", "on", "the", "mat", "and", "looked", "at", "the", "moon"]
+    lines = [{"prompt": " ".join(words[: 1 + i % 5]), "completion": " " + " ".join(words[i % 7 :])} for i in range(63)]
+    (tiny / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = []
+    for batch, accumulate in ((8, 1), (4, 2)):
+        out = tmp_path / str(batch)
+        list(finetune(load(tiny, device="cpu"), data=tiny / "rows.jsonl", out=out, context=62, epochs=3, lr=1e-3,
+                      batch=batch, accumulate=accumulate, quiet=True))  # fmt: skip
+        found.append([json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()])
+    assert len(found[0]) == len(found[1]) and found[0] == pytest.approx(found[1], rel=1e-4)
+
+
 def test_checkpointing_changes_no_bit(tiny):
     model = load(tiny, device="cpu")
     found = []
