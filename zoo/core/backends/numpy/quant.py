@@ -11,8 +11,7 @@ from zoo.core.dtype import compute_dtype, float16, float32, int8, uint8
 from zoo.core.prims.quant import GROUP
 
 _CODES = np.arange(256)
-PAIRS = np.stack([_CODES & 15, _CODES >> 4], axis=-1).astype(float32) - 8
-PAIRS = np.ascontiguousarray(PAIRS).view(np.float64)[:, 0]
+PAIRS = np.stack([(_CODES & 15) - 8, (_CODES >> 4) - 8], axis=-1).astype(float32).view(np.float64)[:, 0]
 """The two weights of a byte, side by side in the eight bytes of a number that nobody computes with: one gather gives
 both. Backward passes through int4 weights widen all of them, three times as fast as by masks and shifts."""
 
