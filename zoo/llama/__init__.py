@@ -21,4 +21,5 @@ PORT = Port(
     memory=memory,
     finetune=finetune,
     evaluate=evaluate,
+    bench="zoo.llama.bench",
 )

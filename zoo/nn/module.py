@@ -127,9 +127,10 @@ class Module:
     @property
     def device(self) -> Any:
         """That of the first tensor. Raises DeviceError if there is none yet."""
-        for slot in self.slots().values():
-            if not isinstance(slot.value, Param):
-                return slot.value.device
+        for _, module in self.named_modules():  # not slots(): a model asks for every token, and the first has one
+            for part in _tensors(vars(module)):
+                if not isinstance(part, Param):
+                    return part.device
         raise DeviceError(
             f"{type(self).__name__} is on no device yet",
             "it has no weights",
@@ -288,6 +289,16 @@ def _parts(value: Any) -> list[tuple[Any, Any]]:
     else:
         return []
     return [(key, part) for key, part in items if isinstance(part, _TREE)]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Those that a module's attributes hold themselves, in containers or not."""
+    for key, part in _parts(value):
+        if isinstance(part, Tensor):
+            if not (isinstance(key, str) and key[0] == "_"):
+                yield part
+        elif not isinstance(part, Module):
+            yield from _tensors(part)
 
 
 def _in_tree(value: Any) -> bool:

@@ -1,0 +1,115 @@
+"""Cases of `zoo bench llama`: TinyLlama's shape (1.1 billion weights), reading a prompt and writing the next token.
+
+Weights are fresh ones from a seed, the same for every candidate: none of this depends on what they say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from zoo.bench.case import Case, Run
+from zoo.bench.inputs import numbers
+from zoo.llama.cache import Cache
+from zoo.llama.config import LlamaConfig
+from zoo.llama.generate import prefill
+from zoo.llama.model import Llama
+from zoo.nn import quantize
+
+SHAPE = LlamaConfig(
+    vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
+    num_key_value_heads=4, rms_norm_eps=1e-5,
+)  # fmt: skip
+SPREAD = 0.07  # of numbers between -0.5 and 0.5: a deviation of 0.02, as models of this kind begin
+SEEN = 128
+"""Tokens in the cache when one more is written."""
+DTYPES = {"f32": "float32", "bf16": "bfloat16"}
+
+
+def ids(count: int) -> list[int]:
+    return np.random.default_rng(0).integers(3, SHAPE.vocab_size, count).tolist()  # type: ignore[no-any-return]
+
+
+class Weights(Mapping[str, np.ndarray]):
+    """Published name -> values, made when they are asked for: all of them are 4.4 GB."""
+
+    def __init__(self) -> None:
+        self.shapes = {name: slot.shape for name, slot in Llama(SHAPE).spec().items()}
+        self.seeds = {name: i for i, name in enumerate(self.shapes)}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        shape = self.shapes[name]
+        made = np.ones(shape, np.float32) if len(shape) == 1 else numbers(self.seeds[name], *shape)
+        made *= SPREAD if len(shape) > 1 else 1
+        made.flags.writeable = False  # nobody else has it, so a model need not copy it
+        return made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+def fresh(format: str, device: str = "cpu") -> Llama:
+    """format: f32, bf16, int8, int4."""
+    model = Llama(SHAPE).load(Weights(), device=device, dtype=DTYPES.get(format, "float32")).eval()
+    return (model if format in DTYPES else quantize(model, format)).prepare()
+
+
+def decode(format: str) -> Run:
+    """One token after SEEN others; its logits."""
+    model = fresh(format)
+    cache = Cache(SHAPE, capacity=SEEN + 1, device=model.device)
+    *seen, token = ids(SEEN + 1)
+    prefill(model, seen, cache)
+
+    def run() -> Any:
+        cache.truncate(SEEN)
+        return prefill(model, [token], cache)
+
+    return run
+
+
+def prompt(format: str, tokens: int) -> Run:
+    """The logits of the token after a prompt."""
+    model = fresh(format)
+    cache = Cache(SHAPE, capacity=tokens, device=model.device)
+    text = ids(tokens)
+
+    def run() -> Any:
+        cache.truncate(0)
+        return prefill(model, text, cache)
+
+    return run
+
+
+PEERS = {"transformers": "zoo.llama.peers:{}_transformers", "llama-cpp-python": "zoo.llama.peers:{}_llama_cpp"}
+
+
+def _decode(format: str, *peers: str) -> Case:
+    named = {name: PEERS[name].format("decode") for name in peers}
+    # logits of rounded weights: llama.cpp rounds in other groups than we do
+    return Case(f"1.1B {format} decode", "tokens/s", 1, "zoo.llama.bench:decode", named, {"format": format},
+                group="decode", agree=0.05)  # fmt: skip
+
+
+def _prompt(format: str, tokens: int = 256) -> Case:
+    named = {name: path.format("prompt") for name, path in PEERS.items()}
+    settings = {"format": format, "tokens": tokens}
+    return Case(f"1.1B {format} prompt of {tokens}", "tokens/s", tokens, "zoo.llama.bench:prompt", named, settings,
+                group="prompt", agree=0.05)  # fmt: skip
+
+
+CASES = (
+    _decode("f32", *PEERS),
+    _decode("bf16", *PEERS),
+    _decode("int8", "llama-cpp-python"),
+    _decode("int4", "llama-cpp-python"),
+    _prompt("f32"),
+    _prompt("bf16"),
+    _prompt("int8"),
+    _prompt("int4"),
+)

@@ -1,0 +1,185 @@
+"""The same model with the same weights for `zoo bench llama --peers`: transformers and llama.cpp.
+
+Imported in the peers' own processes alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.bench.case import Run
+from zoo.bench.inputs import threads
+from zoo.llama.bench import SEEN, SHAPE, Weights, ids
+
+# --- transformers -----------------------------------------------------------------------------------------------------
+
+
+def _transformers(kind: str) -> Any:
+    """kind: f32, bf16, or "int8": torch's dynamic quantisation of the linear layers."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.set_num_threads(threads())
+    fields = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+              "num_key_value_heads", "rms_norm_eps", "max_position_embeddings")  # fmt: skip
+    config = LlamaConfig(**{name: getattr(SHAPE, name) for name in fields}, attn_implementation="sdpa")
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    dtype = torch.bfloat16 if kind == "bf16" else torch.float32
+    model = model.to_empty(device="cpu").to(dtype).eval()
+    with torch.no_grad():
+        for name, array in Weights().items():
+            model.get_parameter(name).copy_(torch.from_numpy(np.array(array)))
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # its table was on "meta"
+    if kind == "int8":
+        return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    return model
+
+
+def _kinds(format: str) -> tuple[str, ...]:
+    """What transformers may take for our format: of the rounded ones, whichever it is fastest with."""
+    return {"f32": ("f32",), "bf16": ("bf16", "f32")}.get(format, ("int8", "bf16"))
+
+
+def decode_transformers(format: str) -> dict[str, Run]:
+    import torch
+    from transformers import DynamicCache
+
+    def variant(kind: str) -> Run:
+        model, cache = _transformers(kind), DynamicCache()
+        *seen, token = ids(SEEN + 1)
+        with torch.inference_mode():
+            model(torch.tensor([seen]), past_key_values=cache, logits_to_keep=1)
+        last = torch.tensor([[token]])
+
+        def run() -> Any:
+            with torch.inference_mode():
+                logits = model(last, past_key_values=cache).logits[0, -1]
+                cache.crop(SEEN)
+            return logits
+
+        return run
+
+    return {kind: variant(kind) for kind in _kinds(format)}
+
+
+def prompt_transformers(format: str, tokens: int) -> dict[str, Run]:
+    import torch
+
+    text = torch.tensor([ids(tokens)])
+
+    def variant(kind: str) -> Run:
+        model = _transformers(kind)
+
+        def run() -> Any:
+            with torch.inference_mode():
+                return model(text, use_cache=True, logits_to_keep=1).logits[0, -1]
+
+        return run
+
+    return {kind: variant(kind) for kind in _kinds(format)}
+
+
+# --- llama.cpp --------------------------------------------------------------------------------------------------------
+
+QUIET = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda level, text, data: None)
+
+
+def _gguf(path: Path, dtype: type) -> None:
+    """Our weights as GGUF. Its rows of q and k are in the order of Meta's rotary positions: pairs side by side."""
+    import gguf
+
+    writer = gguf.GGUFWriter(str(path), "llama")
+    heads, kv_heads = SHAPE.num_attention_heads, int(SHAPE.num_key_value_heads or 0)
+    writer.add_context_length(SHAPE.max_position_embeddings)
+    writer.add_embedding_length(SHAPE.hidden_size)
+    writer.add_block_count(SHAPE.num_hidden_layers)
+    writer.add_feed_forward_length(SHAPE.intermediate_size)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(SHAPE.rms_norm_eps)
+    writer.add_rope_freq_base(float(SHAPE.rope_theta or 10000.0))
+    writer.add_rope_dimension_count(int(SHAPE.head_dim or 0))
+    writer.add_vocab_size(SHAPE.vocab_size)
+    writer.add_tokenizer_model("none")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, SHAPE.num_hidden_layers)
+    for name, array in Weights().items():
+        for part, count in (("q_proj", heads), ("k_proj", kv_heads)):
+            if part in name:
+                halves = array.reshape(count, 2, -1, array.shape[1])
+                array = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)
+        place = names.get_name(name, try_suffixes=(".weight",))
+        writer.add_tensor(place, array.astype(dtype) if array.ndim > 1 else np.array(array))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+class _LlamaCpp:
+    """A context of llama.cpp. Its files are gone as soon as it has mapped them."""
+
+    def __init__(self, format: str, room: int):
+        import llama_cpp.llama_cpp as api
+
+        self.api = api
+        api.llama_log_set(QUIET, ctypes.c_void_p(0))
+        api.llama_backend_init()
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "model.gguf"
+            _gguf(path, np.float32 if format == "f32" else np.float16)
+            if format != "f32":
+                kinds = {"bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
+                settings = api.llama_model_quantize_default_params()
+                settings.ftype = getattr(api, f"LLAMA_FTYPE_MOSTLY_{kinds[format]}")
+                settings.nthread = threads()
+                path, source = path.with_name("rounded.gguf"), path
+                if api.llama_model_quantize(str(source).encode(), str(path).encode(), ctypes.byref(settings)):
+                    raise RuntimeError("llama.cpp could not quantise its file")
+                source.unlink()
+            self.model = api.llama_model_load_from_file(str(path).encode(), api.llama_model_default_params())
+        settings = api.llama_context_default_params()
+        settings.n_ctx, settings.n_batch, settings.n_ubatch = room, 512, 512
+        settings.n_threads = settings.n_threads_batch = threads()
+        self.context = api.llama_init_from_model(self.model, settings)
+        if not self.context:
+            raise RuntimeError("llama.cpp made no context")
+        self.memory = api.llama_get_memory(self.context)
+
+    def read(self, tokens: list[int]) -> None:
+        """Adds tokens to its cache, and works out the logits of the last one."""
+        numbers = (self.api.llama_token * len(tokens))(*tokens)
+        if self.api.llama_decode(self.context, self.api.llama_batch_get_one(numbers, len(tokens))):
+            raise RuntimeError("llama.cpp could not decode")
+
+    def forget(self, length: int) -> None:
+        self.api.llama_memory_seq_rm(self.memory, 0, length, -1)
+
+    def logits(self) -> np.ndarray:
+        row = self.api.llama_get_logits_ith(self.context, -1)
+        return np.ctypeslib.as_array(row, shape=(SHAPE.vocab_size,)).copy()
+
+    def repeated(self, tokens: list[int], after: int) -> Callable[[], np.ndarray]:
+        def run() -> np.ndarray:
+            self.forget(after)
+            self.read(tokens)
+            return self.logits()
+
+        return run
+
+
+def decode_llama_cpp(format: str) -> Run:
+    context = _LlamaCpp(format, 2 * SEEN)
+    *seen, token = ids(SEEN + 1)
+    context.read(seen)
+    return context.repeated([token], SEEN)
+
+
+def prompt_llama_cpp(format: str, tokens: int) -> Run:
+    return _LlamaCpp(format, tokens).repeated(ids(tokens), 0)
