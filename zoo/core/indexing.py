@@ -53,11 +53,17 @@ def part(key: Any, of: tuple[int, ...]) -> Part:
 def _complete(key: Any, ndim: int) -> list[Any]:
     """The key as a list with one entry for every axis, and None for every new one."""
     keys = list(key) if isinstance(key, tuple) else [key]
-    if any(k is Ellipsis for k in keys):
-        at = next(i for i, k in enumerate(keys) if k is Ellipsis)
-        given = sum(k is not None and k is not Ellipsis for k in keys)
+    given, at = 0, None
+    for i, k in enumerate(keys):  # no generators here: every token that a model writes passes dozens of times
+        if k is Ellipsis:
+            if at is not None:
+                raise IndexError("an index holds ... once at most")
+            at = i
+        elif k is not None:
+            given += 1
+    if at is not None:
         keys[at : at + 1] = [slice(None)] * (ndim - given)
-    given = sum(k is not None for k in keys)
+        given = ndim
     if given > ndim:
         raise IndexError(f"{len(keys)} indices for a tensor of {ndim} axes")
     return keys + [slice(None)] * (ndim - given)

@@ -137,12 +137,13 @@ class Tensor:
     # shape and dtype
 
     def astype(self, to: Any) -> Tensor:
-        return bind(TABLE["cast"], self, dtype=dtype(to))
+        wanted = dtype(to)
+        return self if self.handle.dtype == wanted else bind(TABLE["cast"], self, dtype=wanted)
 
     def reshape(self, *shape: Any) -> Tensor:
         """One size may be -1: it is worked out from the others."""
         sizes = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
-        return bind(TABLE["reshape"], self, shape=_sizes(self.shape, sizes))
+        return bind(TABLE["reshape"], self, shape=_sizes(self.handle.shape, sizes))
 
     def permute_dims(self, *axes: Any) -> Tensor:
         listed = tuple(axes[0]) if len(axes) == 1 and isinstance(axes[0], Sequence) else axes

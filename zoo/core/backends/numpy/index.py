@@ -36,7 +36,7 @@ def scatter_add(b: Any, x: Any, indices: Any, updates: Any) -> Any:
 
 def update_slice(b: Any, x: Any, update: Any, *, start: Any, donate: bool) -> Any:
     y = x if donate else x.copy()
-    y[tuple(slice(s, s + n) for s, n in zip(start, update.shape, strict=True))] = update
+    y[tuple([slice(s, s + n) for s, n in zip(start, update.shape, strict=True)])] = update
     return y
 
 

@@ -20,7 +20,7 @@ def expand(b: Any, x: Any, *, shape: Any) -> Any:
 
 
 def slice_(b: Any, x: Any, *, start: Any, stop: Any, step: Any) -> Any:
-    return x[tuple(slice(*s) for s in zip(start, stop, step, strict=True))]
+    return x[tuple(map(slice, start, stop, step))]
 
 
 def pad(b: Any, x: Any, *, pads: Any, value: Any) -> Any:
