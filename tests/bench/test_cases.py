@@ -46,7 +46,7 @@ def test_the_networks_have_their_convolutions():
 def small(case: Case) -> dict[str, object]:
     """Its settings with sizes that take no time."""
     less = {"m": 3, "n": 64, "k": 64, "keys": 9, "queries": 9, "heads": 2, "size": 6, "inputs": 3, "outputs": 5,
-            "rows": 128, "width": 64, "batch": 2, "cold": False}  # fmt: skip
+            "rows": 128, "width": 64, "batch": 2, "cold": False, "model": "tiny", "tokens": 40}  # fmt: skip
     if case.settings.get("queries") == 1:
         less["queries"] = 1
     if "training" in case.name:
@@ -59,7 +59,9 @@ KINDS = {
 }
 
 
-KINDS_OF_PORTS = {case.ours: case for case in cases_of_ports()}  # batches differ, and are made small here
+KINDS_OF_PORTS = {
+    (case.ours, case.settings.get("format")): case for case in cases_of_ports()
+}  # batches differ, and are made small here
 
 
 @pytest.mark.parametrize("case", [*KINDS.values(), *KINDS_OF_PORTS.values()], ids=lambda c: c.name)
@@ -76,6 +78,11 @@ def test_ours_and_peers_compute_the_same(case, native):
     for peer, function in case.peers.items():
         if peer == "torch":
             pytest.importorskip("torch")
+        if peer == "transformers":
+            pytest.importorskip("transformers")
+        if peer == "llama-cpp-python":
+            pytest.importorskip("llama_cpp")
+            pytest.importorskip("gguf")
         if peer == "onnxruntime":
             pytest.importorskip("onnxruntime")
             pytest.importorskip("onnx")

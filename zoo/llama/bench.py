@@ -14,14 +14,20 @@ from zoo.bench.case import Case, Run
 from zoo.bench.inputs import numbers
 from zoo.llama.cache import Cache
 from zoo.llama.config import LlamaConfig
-from zoo.llama.generate import prefill
+from zoo.llama.generate import forward
 from zoo.llama.model import Llama
 from zoo.nn import quantize
 
-SHAPE = LlamaConfig(
-    vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
-    num_key_value_heads=4, rms_norm_eps=1e-5,
-)  # fmt: skip
+SHAPES = {
+    "1.1B": LlamaConfig(
+        vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
+        num_key_value_heads=4, rms_norm_eps=1e-5,
+    ),
+    "tiny": LlamaConfig(
+        vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, rms_norm_eps=1e-5,
+    ),
+}  # fmt: skip
 SPREAD = 0.07  # of numbers between -0.5 and 0.5: a deviation of 0.02, as models of this kind begin
 SEEN = 128
 """Tokens in the cache when one more is written."""
@@ -29,14 +35,14 @@ DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 
 
 def ids(count: int) -> list[int]:
-    return np.random.default_rng(0).integers(3, SHAPE.vocab_size, count).tolist()  # type: ignore[no-any-return]
+    return np.random.default_rng(0).integers(3, 500, count).tolist()
 
 
 class Weights(Mapping[str, np.ndarray]):
     """Published name -> values, made when they are asked for: all of them are 4.4 GB."""
 
-    def __init__(self) -> None:
-        self.shapes = {name: slot.shape for name, slot in Llama(SHAPE).spec().items()}
+    def __init__(self, config: LlamaConfig):
+        self.shapes = {name: slot.shape for name, slot in Llama(config).spec().items()}
         self.seeds = {name: i for i, name in enumerate(self.shapes)}
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -53,35 +59,36 @@ class Weights(Mapping[str, np.ndarray]):
         return len(self.shapes)
 
 
-def fresh(format: str, device: str = "cpu") -> Llama:
-    """format: f32, bf16, int8, int4."""
-    model = Llama(SHAPE).load(Weights(), device=device, dtype=DTYPES.get(format, "float32")).eval()
-    return (model if format in DTYPES else quantize(model, format)).prepare()
+def fresh(model: str, format: str) -> Llama:
+    """model: one of SHAPES. format: f32, bf16, int8, int4."""
+    config = SHAPES[model]
+    made = Llama(config).load(Weights(config), device="cpu", dtype=DTYPES.get(format, "float32")).eval()
+    return (made if format in DTYPES else quantize(made, format)).prepare()
 
 
-def decode(format: str) -> Run:
+def decode(model: str, format: str) -> Run:
     """One token after SEEN others; its logits."""
-    model = fresh(format)
-    cache = Cache(SHAPE, capacity=SEEN + 1, device=model.device)
+    llama = fresh(model, format)
+    cache = Cache(llama.config, capacity=SEEN + 1, device=llama.device)
     *seen, token = ids(SEEN + 1)
-    prefill(model, seen, cache)
+    forward(llama, seen, cache)
 
     def run() -> Any:
         cache.truncate(SEEN)
-        return prefill(model, [token], cache)
+        return forward(llama, [token], cache)
 
     return run
 
 
-def prompt(format: str, tokens: int) -> Run:
+def prompt(model: str, format: str, tokens: int) -> Run:
     """The logits of the token after a prompt."""
-    model = fresh(format)
-    cache = Cache(SHAPE, capacity=tokens, device=model.device)
+    llama = fresh(model, format)
+    cache = Cache(llama.config, capacity=tokens, device=llama.device)
     text = ids(tokens)
 
     def run() -> Any:
         cache.truncate(0)
-        return prefill(model, text, cache)
+        return forward(llama, text, cache)
 
     return run
 
@@ -91,14 +98,15 @@ PEERS = {"transformers": "zoo.llama.peers:{}_transformers", "llama-cpp-python": 
 
 def _decode(format: str, *peers: str) -> Case:
     named = {name: PEERS[name].format("decode") for name in peers}
+    settings = {"model": "1.1B", "format": format}
     # logits of rounded weights: llama.cpp rounds in other groups than we do
-    return Case(f"1.1B {format} decode", "tokens/s", 1, "zoo.llama.bench:decode", named, {"format": format},
+    return Case(f"1.1B {format} decode", "tokens/s", 1, "zoo.llama.bench:decode", named, settings,
                 group="decode", agree=0.05)  # fmt: skip
 
 
 def _prompt(format: str, tokens: int = 256) -> Case:
     named = {name: path.format("prompt") for name, path in PEERS.items()}
-    settings = {"format": format, "tokens": tokens}
+    settings = {"model": "1.1B", "format": format, "tokens": tokens}
     return Case(f"1.1B {format} prompt of {tokens}", "tokens/s", tokens, "zoo.llama.bench:prompt", named, settings,
                 group="prompt", agree=0.05)  # fmt: skip
 

@@ -15,26 +15,27 @@ import numpy as np
 
 from zoo.bench.case import Run
 from zoo.bench.inputs import threads
-from zoo.llama.bench import SEEN, SHAPE, Weights, ids
+from zoo.llama.bench import SEEN, SHAPES, Weights, ids
+from zoo.llama.config import LlamaConfig
 
 # --- transformers -----------------------------------------------------------------------------------------------------
 
 
-def _transformers(kind: str) -> Any:
+def _transformers(shape: LlamaConfig, kind: str) -> Any:
     """kind: f32, bf16, or "int8": torch's dynamic quantisation of the linear layers."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    import transformers
 
     torch.set_num_threads(threads())
     fields = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
               "num_key_value_heads", "rms_norm_eps", "max_position_embeddings")  # fmt: skip
-    config = LlamaConfig(**{name: getattr(SHAPE, name) for name in fields}, attn_implementation="sdpa")
+    settings = {name: getattr(shape, name) for name in fields}
+    config: Any = transformers.LlamaConfig.from_dict(settings | {"attn_implementation": "sdpa"})
     with torch.device("meta"):
-        model = LlamaForCausalLM(config)
-    dtype = torch.bfloat16 if kind == "bf16" else torch.float32
-    model = model.to_empty(device="cpu").to(dtype).eval()
+        model: Any = transformers.LlamaForCausalLM(config)
+    model = model.to(torch.bfloat16 if kind == "bf16" else torch.float32).to_empty(device="cpu").eval()
     with torch.no_grad():
-        for name, array in Weights().items():
+        for name, array in Weights(shape).items():
             model.get_parameter(name).copy_(torch.from_numpy(np.array(array)))
     model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # its table was on "meta"
     if kind == "int8":
@@ -47,21 +48,21 @@ def _kinds(format: str) -> tuple[str, ...]:
     return {"f32": ("f32",), "bf16": ("bf16", "f32")}.get(format, ("int8", "bf16"))
 
 
-def decode_transformers(format: str) -> dict[str, Run]:
+def decode_transformers(model: str, format: str) -> dict[str, Run]:
     import torch
     from transformers import DynamicCache
 
     def variant(kind: str) -> Run:
-        model, cache = _transformers(kind), DynamicCache()
+        network, cache = _transformers(SHAPES[model], kind), DynamicCache()
         *seen, token = ids(SEEN + 1)
         with torch.inference_mode():
-            model(torch.tensor([seen]), past_key_values=cache, logits_to_keep=1)
+            network(torch.tensor([seen]), past_key_values=cache, logits_to_keep=1)
         last = torch.tensor([[token]])
 
         def run() -> Any:
             with torch.inference_mode():
-                logits = model(last, past_key_values=cache).logits[0, -1]
-                cache.crop(SEEN)
+                logits = network(last, past_key_values=cache).logits[0, -1]
+                cache.crop(-1)
             return logits
 
         return run
@@ -69,17 +70,17 @@ def decode_transformers(format: str) -> dict[str, Run]:
     return {kind: variant(kind) for kind in _kinds(format)}
 
 
-def prompt_transformers(format: str, tokens: int) -> dict[str, Run]:
+def prompt_transformers(model: str, format: str, tokens: int) -> dict[str, Run]:
     import torch
 
     text = torch.tensor([ids(tokens)])
 
     def variant(kind: str) -> Run:
-        model = _transformers(kind)
+        network = _transformers(SHAPES[model], kind)
 
         def run() -> Any:
             with torch.inference_mode():
-                return model(text, use_cache=True, logits_to_keep=1).logits[0, -1]
+                return network(text, use_cache=True, logits_to_keep=1).logits[0, -1]
 
         return run
 
@@ -91,30 +92,30 @@ def prompt_transformers(format: str, tokens: int) -> dict[str, Run]:
 QUIET = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda level, text, data: None)
 
 
-def _gguf(path: Path, dtype: type) -> None:
+def _gguf(path: Path, shape: LlamaConfig, dtype: type) -> None:
     """Our weights as GGUF. Its rows of q and k are in the order of Meta's rotary positions: pairs side by side."""
     import gguf
 
     writer = gguf.GGUFWriter(str(path), "llama")
-    heads, kv_heads = SHAPE.num_attention_heads, int(SHAPE.num_key_value_heads or 0)
-    writer.add_context_length(SHAPE.max_position_embeddings)
-    writer.add_embedding_length(SHAPE.hidden_size)
-    writer.add_block_count(SHAPE.num_hidden_layers)
-    writer.add_feed_forward_length(SHAPE.intermediate_size)
+    heads, kv_heads = shape.num_attention_heads, int(shape.num_key_value_heads or 0)
+    writer.add_context_length(shape.max_position_embeddings)
+    writer.add_embedding_length(shape.hidden_size)
+    writer.add_block_count(shape.num_hidden_layers)
+    writer.add_feed_forward_length(shape.intermediate_size)
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
-    writer.add_layer_norm_rms_eps(SHAPE.rms_norm_eps)
-    writer.add_rope_freq_base(float(SHAPE.rope_theta or 10000.0))
-    writer.add_rope_dimension_count(int(SHAPE.head_dim or 0))
-    writer.add_vocab_size(SHAPE.vocab_size)
+    writer.add_layer_norm_rms_eps(shape.rms_norm_eps)
+    writer.add_rope_freq_base(float(shape.rope_theta or 10000.0))
+    writer.add_rope_dimension_count(int(shape.head_dim or 0))
+    writer.add_vocab_size(shape.vocab_size)
     writer.add_tokenizer_model("none")
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, SHAPE.num_hidden_layers)
-    for name, array in Weights().items():
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape.num_hidden_layers)
+    for name, array in Weights(shape).items():
         for part, count in (("q_proj", heads), ("k_proj", kv_heads)):
             if part in name:
                 halves = array.reshape(count, 2, -1, array.shape[1])
                 array = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)
-        place = names.get_name(name, try_suffixes=(".weight",))
+        place = str(names.get_name(name, try_suffixes=(".weight",)))
         writer.add_tensor(place, array.astype(dtype) if array.ndim > 1 else np.array(array))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -125,15 +126,15 @@ def _gguf(path: Path, dtype: type) -> None:
 class _LlamaCpp:
     """A context of llama.cpp. Its files are gone as soon as it has mapped them."""
 
-    def __init__(self, format: str, room: int):
+    def __init__(self, shape: LlamaConfig, format: str, room: int):
         import llama_cpp.llama_cpp as api
 
-        self.api = api
+        self.api, self.shape = api, shape
         api.llama_log_set(QUIET, ctypes.c_void_p(0))
         api.llama_backend_init()
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "model.gguf"
-            _gguf(path, np.float32 if format == "f32" else np.float16)
+            _gguf(path, shape, np.float32 if format == "f32" else np.float16)
             if format != "f32":
                 kinds = {"bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
                 settings = api.llama_model_quantize_default_params()
@@ -163,7 +164,7 @@ class _LlamaCpp:
 
     def logits(self) -> np.ndarray:
         row = self.api.llama_get_logits_ith(self.context, -1)
-        return np.ctypeslib.as_array(row, shape=(SHAPE.vocab_size,)).copy()
+        return np.ctypeslib.as_array(row, shape=(self.shape.vocab_size,)).copy()
 
     def repeated(self, tokens: list[int], after: int) -> Callable[[], np.ndarray]:
         def run() -> np.ndarray:
@@ -174,12 +175,12 @@ class _LlamaCpp:
         return run
 
 
-def decode_llama_cpp(format: str) -> Run:
-    context = _LlamaCpp(format, 2 * SEEN)
+def decode_llama_cpp(model: str, format: str) -> Run:
+    context = _LlamaCpp(SHAPES[model], format, 2 * SEEN)
     *seen, token = ids(SEEN + 1)
     context.read(seen)
     return context.repeated([token], SEEN)
 
 
-def prompt_llama_cpp(format: str, tokens: int) -> Run:
-    return _LlamaCpp(format, tokens).repeated(ids(tokens), 0)
+def prompt_llama_cpp(model: str, format: str, tokens: int) -> Run:
+    return _LlamaCpp(SHAPES[model], format, tokens).repeated(ids(tokens), 0)
