@@ -120,7 +120,8 @@ void product4(const QuantLinear& q, const Rows8& a, i64 rows, float* c, i64 n0, 
             const char* const codes = a.codes + row * a.distance;
             if (direct) MICRO4.direct[count - 1](groups, codes, a.distance, w, scale, tile);
             else MICRO4.of[count - 1](groups, codes, a.distance, bytes, scale, tile);
-            finish(q, c + row * q.N + n, count, columns);
+            if (q.residual || q.activation != NONE)
+                finish(c + row * q.N + n, q.N, q.residual ? q.residual + (c + row * q.N + n - q.c) : nullptr, q.N, count, columns, q.activation);
         }
     }
 }

@@ -14,6 +14,8 @@ struct Tile8 {
     const int32_t* start;  // what sums begin at, by row
     const float *a_scale, *w_scale, *bias;
     bool first, last;
+    const float* residual;  // its rows c_m apart; null: none
+    bool relu;
 };
 
 template <int R, int V>
@@ -59,6 +61,8 @@ __attribute__((noinline)) void micro8(i64 quads, const char* a, i64 apart, const
         UNROLL for (int i = 0; i < R; i++) {
             vf y = (vf)acc[i][j];
             if (tile.last) y = to_float(acc[i][j]) * (scale * tile.a_scale[i]) + bias;
+            if (tile.residual) y += load_first(tile.residual + i * tile.c_m + j * W, n);
+            if (tile.relu) y = select(y < 0.0f, vf{}, y);
             store_first(c + i * tile.c_m + j * W, y, n);
         }
     }
@@ -81,12 +85,6 @@ constexpr Micros8 make_micros8() {
 }
 constexpr Micros8 MICRO8 = make_micros8();
 
-// What follows the products of some rows, which are at `c`.
-void finish(const QuantLinear& q, float* c, i64 rows, i64 columns) {
-    if (q.residual || q.activation != NONE)
-        finish(c, q.N, q.residual ? q.residual + (c - q.c) : nullptr, q.N, rows, columns, q.activation);
-}
-
 // Rows 0 .. rows - 1 of A, whose product goes to c, with columns n0 .. n1 of W; n0 is where a panel starts.
 void product8(const QuantLinear& q, const Rows8& a, i64 rows, float* c, i64 n0, i64 n1) {
     const Panels panels(rows, ROWS8);
@@ -101,12 +99,15 @@ void product8(const QuantLinear& q, const Rows8& a, i64 rows, float* c, i64 n0, 
             for (i64 p = 0; p < panels.count; p++) {
                 const i64 row = panels.start(p);
                 for (i64 n = nb; n < end; n += NR) {
-                    const Tile8 tile{c + row * q.N + n, q.N, at_most(NR, end - n), a.sums + row, a.scale + row, q.scale8 + n,
-                                     q.bias ? q.bias + n : nullptr, k == 0, last};
+                    float* const to = c + row * q.N + n;
+                    const float* const residual = last && q.residual ? q.residual + (to - q.c) : nullptr;
+                    const Tile8 tile{to, q.N, at_most(NR, end - n), a.sums + row, a.scale + row, q.scale8 + n,
+                                     q.bias ? q.bias + n : nullptr, k == 0, last, residual, last && q.activation == RELU};
                     MICRO8.of[panels.rows(p) - 1][tile.n > W](at_most(kb, quads - k), a.codes + row * a.distance + k * QUAD, a.distance,
                                                               q.w + (n / NR * quads + k) * NR * 4, tile);
                 }
-                if (last) finish(q, c + row * q.N + nb, panels.rows(p), end - nb);
+                if (last && q.activation != NONE && q.activation != RELU)
+                    finish(c + row * q.N + nb, q.N, nullptr, 0, panels.rows(p), end - nb, q.activation);
             }
         }
     }
