@@ -119,3 +119,35 @@ def test_ctrl_c_is_130_and_the_next_pull_goes_on(zoo, repository, weights):
     repository.asked.clear()
     assert zoo("pull", "owner/name", "-q")[0] == 0
     assert [h["Range"] for p, h in repository.asked if "/cdn/" in p][1] not in (None, "bytes=0-")
+
+
+def test_a_checkpoint_in_metas_files(zoo, hub, weights, tmp_path):
+    """One consolidated file with params.json is pulled; of several nobody says that they belong together."""
+    torch = pytest.importorskip("torch", reason="torch is not installed; it writes the files")
+    shapes = {"tok_embeddings": (40, 16), "norm": (16,), "output": (40, 16), "layers.0.attention_norm": (16,),
+              "layers.0.ffn_norm": (16,), "layers.0.attention.wq": (16, 16), "layers.0.attention.wk": (8, 16),
+              "layers.0.attention.wv": (8, 16), "layers.0.attention.wo": (16, 16), "layers.0.feed_forward.w1": (64, 16),
+              "layers.0.feed_forward.w2": (16, 64), "layers.0.feed_forward.w3": (64, 16)}  # fmt: skip
+    torch.manual_seed(0)
+    published = tmp_path / "published"
+    published.mkdir()
+    torch.save(
+        {f"{name}.weight": torch.randn(shape) for name, shape in shapes.items()}, published / "consolidated.00.pth"
+    )
+    params = {"dim": 16, "n_layers": 1, "n_heads": 4, "n_kv_heads": 2, "multiple_of": 32, "norm_eps": 1e-5}
+    (published / "params.json").write_text(json.dumps(params))
+    files = {path.name: path.read_bytes() for path in published.iterdir()}
+    hub.revisions["main"] = files
+    code, out, _ = zoo("pull", "owner/name", "--check")
+    assert code == 0 and "layers.0.attention.wq.weight" in out and "halves(num_attention_heads)" in out
+    assert zoo("pull", "owner/name")[0] == 0
+    pulled, direct = package.load("owner/name", device="numpy"), package.load(published, device="numpy")
+    mine, theirs = pulled.state(), direct.state()
+    assert set(mine) == set(theirs) and all(np.array_equal(mine[n].numpy(), theirs[n].numpy()) for n in mine)
+    assert zoo("export", "owner/name", str(tmp_path / "back"))[0] == 0
+    with torch.no_grad():
+        original = torch.load(published / "consolidated.00.pth")
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert set(back) == set(original) and all(np.array_equal(back[n], original[n].numpy()) for n in back)
+    hub.revisions["main"] = {**files, "consolidated.01.pth": files["consolidated.00.pth"]}
+    assert "it holds several: consolidated.00.pth" in zoo("pull", "owner/name", "--check")[2]

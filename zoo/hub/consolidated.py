@@ -13,7 +13,9 @@ from pathlib import Path
 from zoo.core.errors import WeightsError
 from zoo.hub.mapped import Joined, Place, TensorFile
 
-FIRST = "consolidated.00.pth"
+FIRST, SECOND = "consolidated.00.pth", "consolidated.01.pth"
+PARAMS = "params.json"
+"""Beside them, in the place of a config.json."""
 _NUMBERED = re.compile(r"consolidated\.(\d\d)\.pth")
 _BY_ROWS = re.compile(r"layers\.\d+\.(attention\.w[qkv]|feed_forward\.w[13])\.weight|output\.weight")
 """Layers of which each processor works out some of the results (ColumnParallelLinear)."""

@@ -19,6 +19,7 @@ from zoo.core.dtype import dtype as dtype_of
 from zoo.core.dtype import is_float
 from zoo.core.errors import DownloadError, WeightsError
 from zoo.hub import headers, quantized, refs, remote, sharded, store
+from zoo.hub.consolidated import PARAMS
 from zoo.hub.download import Progress
 from zoo.hub.files import write_json, writing
 from zoo.hub.formats import read
@@ -84,8 +85,8 @@ def preview(repo: Repository, directory: Path, dtype: Any = None) -> Preview:
     weights = repo.weights()
     if weights is None:
         raise remote.no_weights(repo)
-    if refs.CONFIG_FILE in repo.files:
-        repo.get(refs.CONFIG_FILE, directory)
+    for name in {refs.CONFIG_FILE, PARAMS} & set(repo.files):
+        repo.get(name, directory)
     tensors = headers.read(repo, weights, directory)
     return _preview(repo, _files(repo, weights, directory), tensors, directory, dtype)
 

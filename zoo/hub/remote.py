@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from zoo.core.errors import DownloadError, WeightsError
 from zoo.hub import refs
+from zoo.hub.consolidated import FIRST, SECOND
 from zoo.hub.download import Progress, fetch
 from zoo.hub.request import PATIENCE, Forbidden, Patience, peek
 
@@ -59,9 +60,10 @@ class Repository:
         return f"{self.page}/resolve/{self.commit}/{name}"
 
     def weights(self) -> RemoteFile | None:
-        """The file or index that holds the weights; None if there is none, or nothing says which of several."""
+        """The file or index that holds the weights; None if there is none, or nothing says which of several. Meta's
+        checkpoints in several files are joined where they lie on a disk only."""
         for name in refs.WHOLE:
-            if name in self.files and "consolidated.01.pth" not in self.files:
+            if name in self.files and not (name == FIRST and SECOND in self.files):
                 return self.files[name]
         for suffix in refs.SUFFIXES:
             named = [file for name, file in self.files.items() if name.endswith(suffix)]

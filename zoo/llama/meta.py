@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from zoo.core.errors import WeightsError
+from zoo.hub.consolidated import PARAMS
 from zoo.hub.files import read_json
 from zoo.llama.config import LlamaConfig
 
-PARAMS = "params.json"
 LLAMA_3 = 500000.0
 """rope_theta since Llama 3; Code Llama has 1000000."""
 BOS_3, EOS_3 = 128000, (128001, 128008, 128009)
