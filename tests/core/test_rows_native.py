@@ -180,6 +180,10 @@ def test_random_bits(cpu, seed, offset):
         attrs = {"shape": shape, "seed": seed, "offset": offset, "dtype": np.dtype(F32)}
         found = bind(cpu, "uniform", **attrs)
         np.testing.assert_array_equal(found, bind(REFERENCE, "uniform", **attrs))
+        before = stats().get("cpu.normal", 0)
+        normal = bind(cpu, "normal", **attrs)
+        assert stats()["cpu.normal"] == before + 1 and normal.dtype == F32
+        np.testing.assert_array_max_ulp(normal, bind(REFERENCE, "normal", **attrs), 1)
         x = found + 1
         for p in (0.0, 0.1, 0.5):
             drop = {"p": p, "seed": seed, "offset": offset}
@@ -284,3 +288,50 @@ def test_results_stay_within_their_arrays(cpu, rng):
             native.rows(op, 3, n, 0, inputs, (out,), numbers, settings)
             assert (memory[:32] == 7).all() and (memory[32 + 3 * n :] == 7).all(), (op, n)
             assert math.isfinite(float(out.sum()))
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("row", [0, 70, 200])
+def test_moments_of_what_is_not_finite(cpu, rng, value, row):
+    """Wherever it lies, its channel has no mean and no variance, and the others are untouched."""
+    x = draw(rng, 300, 20)
+    x[row, 7] = value
+    y, mean, var = bind(cpu, "batch_norm_train", x, None, None, eps=1e-5)
+    assert not np.isfinite(mean[7]) and np.isnan(var[7]) and np.isnan(y[:, 7]).all()
+    others = np.delete(np.arange(20), 7)
+    want = bind(REFERENCE, "batch_norm_train", x[:, others], None, None, eps=1e-5)
+    for found, expected in zip((y[:, others], mean[others], var[others]), want, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_outlier_in_the_first_row_costs_no_digits(cpu, rng):
+    """Moments are summed about the first row of a block: n rows lose at most log2(n) bits by that."""
+    x = draw(rng, 1, 500, 32)
+    x[0, 0] += 1e4
+    check(cpu, "group_norm", x, None, None, groups=8, eps=1e-5, activation=None, near=3e-5)
+    check(cpu, "group_norm_grad", x, None, draw(rng, 1, 500, 32), groups=8, eps=1e-5, near=3e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.dtype(F32), np.dtype(np.int8), bfloat16])
+def test_large_moves(cpu, rng, dtype):
+    x = draw(rng, 2, 60, 64, 300).astype(dtype)
+    for axis, cut in ((-1, 100), (1, 7), (0, 1)):
+        pieces = np.split(x, [cut], axis=axis)
+        before = stats().get("cpu.concat", 0)
+        np.testing.assert_array_equal(bind(cpu, "concat", *pieces, axis=axis).view(np.uint8), x.view(np.uint8))
+        assert stats()["cpu.concat"] == before + 1
+    for picture, scale in (
+        (x, (2, 3)),
+        (x[:, ::2, 1::2], (1, 2)),
+        (x[:, 0], (2,)),
+        (x[:0], (2, 2)),
+        (x[..., :3], (2, 2)),
+    ):
+        np.testing.assert_array_equal(
+            bind(cpu, "upsample", picture, scale=scale).astype(F32),
+            bind(REFERENCE, "upsample", picture, scale=scale).astype(F32),
+        )
+    with pytest.raises(ValueError, match="contiguous"):
+        native.move(np.zeros((4, 4))[:, ::2], np.zeros((4, 2)))
+    with pytest.raises(ValueError, match="same shape"):
+        native.move(np.zeros((4, 4)), np.zeros((4, 2)))

@@ -168,12 +168,6 @@ INLINE vf square_root(vf v) {
 #endif
 }
 
-INLINE float sum_lanes(vf v) {
-    float s = 0;
-    for (int i = 0; i < W; i++) s += v[i];
-    return s;
-}
-
 #if defined(ZOO_AVX512)
 INLINE vf zip_low(vf a, vf b) { return SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23); }
 INLINE vf zip_high(vf a, vf b) { return SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31); }
@@ -184,6 +178,24 @@ INLINE vf zip_high(vf a, vf b) { return SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15
 INLINE vf zip_low(vf a, vf b) { return SHUFFLE(a, b, 0, 4, 1, 5); }
 INLINE vf zip_high(vf a, vf b) { return SHUFFLE(a, b, 2, 6, 3, 7); }
 #endif
+
+INLINE vf maximum_of(vf a, vf b) {  // b where a is NaN
+#if defined(ZOO_AVX512)
+    return (vf)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
+// All lanes joined, by log2(W) perfect shuffles.
+INLINE float max_lanes(vf v) {
+    UNROLL for (int n = 1; n < W; n *= 2) v = maximum_of(zip_low(v, v), zip_high(v, v));
+    return v[0];
+}
+INLINE float sum_lanes(vf v) {
+    UNROLL for (int n = 1; n < W; n *= 2) v = zip_low(v, v) + zip_high(v, v);
+    return v[0];
+}
 
 // W x W in registers: log2(W) rounds of a perfect shuffle.
 INLINE void transpose(vf (&r)[W]) {

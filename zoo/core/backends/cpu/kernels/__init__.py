@@ -6,7 +6,7 @@ memory, odd settings): numpy's kernel takes over. `infer` has checked the shapes
 
 from __future__ import annotations
 
-from zoo.core.backends.cpu.kernels import attention, conv, gemm, pool, qconv, quant, rows
+from zoo.core.backends.cpu.kernels import attention, conv, gemm, move, pool, qconv, quant, rows
 from zoo.core.backends.cpu.kernels.common import Kernels
 
 KERNELS: Kernels = {
@@ -14,6 +14,7 @@ KERNELS: Kernels = {
     **conv.KERNELS,
     **attention.KERNELS,
     **rows.KERNELS,
+    **move.KERNELS,
     **pool.KERNELS,
     **quant.KERNELS,
     **qconv.KERNELS,

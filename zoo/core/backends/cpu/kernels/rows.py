@@ -174,12 +174,15 @@ def adamw_step(b: Any, p: Any, g: Any, m: Any, v: Any, *, lr: float, beta1: floa
 # random numbers
 
 
-def uniform(b: Any, *, shape: Any, seed: int, offset: int, dtype: Any) -> Any:
-    if dtype != F32 or 0 in shape:
-        return NotImplemented
-    out = empty(shape, F32)
-    _run(b, "uniform", (1, out.size), F32, (), (out,), (), (seed & MASK, seed >> 32 & MASK, offset))
-    return out
+def _random(name: str) -> Callable[..., Any]:
+    def kernel(b: Any, *, shape: Any, seed: int, offset: int, dtype: Any = F32) -> Any:
+        if dtype != F32 or 0 in shape:
+            return NotImplemented
+        out = empty(tuple(shape), F32)
+        _run(b, name, (1, out.size), F32, (), (out,), (), (seed & MASK, seed >> 32 & MASK, offset))
+        return out
+
+    return kernel
 
 
 def dropout(b: Any, x: Any, *, p: float, seed: int, offset: int) -> Any:
@@ -353,7 +356,8 @@ KERNELS: Kernels = {
     **{name: _binary(name) for name in BINARY},
     **{name: _along_rows(name) for name in ("softmax", "softmax_grad", "log_softmax", "log_softmax_grad")},
     "activation_grad": activation_grad, "swiglu": swiglu, "swiglu_grad": swiglu_grad, "where": where, "cast": cast,
-    "adamw_step": adamw_step, "uniform": uniform, "dropout": dropout, "logsumexp": logsumexp,
+    **{name: _random(name) for name in ("uniform", "normal")},
+    "adamw_step": adamw_step, "dropout": dropout, "logsumexp": logsumexp,
     "cross_entropy": cross_entropy, "cross_entropy_grad": cross_entropy_grad, "topk": topk, "rope": rope,
     "rms_norm": rms_norm, "rms_norm_grad": rms_norm_grad, "layer_norm": layer_norm, "batch_norm": batch_norm,
     "batch_norm_train": batch_norm_train, "group_norm": group_norm, "group_norm_grad": group_norm_grad, "sum": sum_,

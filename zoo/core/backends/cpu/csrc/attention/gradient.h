@@ -95,7 +95,7 @@ void gradient_task(void* context, i64 index) {
                 }
                 vf sum = {};
                 for (i64 j = i * TILE; j < i * TILE + keys; j += W) sum += load(p + j) * load(ds + j);
-                means[i] = means[i] * factor + total_lanes(sum);
+                means[i] = means[i] * factor + sum_lanes(sum);
             }
         };
         for (i64 key = 0; key < seen; key += BACK_KEYS) tiles(key, at_most(BACK_KEYS, seen - key), false);

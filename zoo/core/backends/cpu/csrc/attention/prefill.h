@@ -51,7 +51,7 @@ void pack_block(const Prefill& p, i64 head, i64 block) {
             store(to + j, v);
         }
     }
-    p.finite[head * p.key_blocks + block] = total_lanes(finite);
+    p.finite[head * p.key_blocks + block] = sum_lanes(finite);
 }
 
 void pack_task(void* context, i64 index) {

@@ -5,24 +5,6 @@
 
 constexpr float NOTHING = -__builtin_inff();
 
-INLINE vf larger(vf a, vf b) {  // b where a is NaN
-#if defined(ZOO_AVX512)
-    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
-#else
-    return a > b ? a : b;
-#endif
-}
-
-// All lanes joined by log2(W) perfect shuffles.
-INLINE float max_lanes(vf v) {
-    UNROLL for (int n = 1; n < W; n *= 2) v = larger(zip_low(v, v), zip_high(v, v));
-    return v[0];
-}
-INLINE float total_lanes(vf v) {
-    UNROLL for (int n = 1; n < W; n *= 2) v = zip_low(v, v) + zip_high(v, v);
-    return v[0];
-}
-
 // Lane i of the result: the sum of all lanes of r[i].
 INLINE vf total_each(vf (&r)[W]) {
     UNROLL for (int n = W / 2; n > 0; n /= 2)
@@ -55,7 +37,7 @@ INLINE float weigh(float* s, i64 visible, i64 all, const float* bias, i64 bias_s
     const i64 end = divide_up(all, W) * W;
     for (i64 j = visible; j < end; j++) s[j] = NOTHING;
     vf top = splat(peak);
-    for (i64 j = 0; j < end; j += W) top = larger(load(s + j), top);
+    for (i64 j = 0; j < end; j += W) top = maximum_of(load(s + j), top);
     const float before = peak;
     peak = max_lanes(top);
     const vf shift = splat(peak == NOTHING ? 0.0f : peak);
@@ -66,7 +48,7 @@ INLINE float weigh(float* s, i64 visible, i64 all, const float* bias, i64 bias_s
         sum += w;
     }
     const float factor = before == peak ? 1.0f : weight_of(before - shift[0]);
-    total = total * factor + total_lanes(sum);
+    total = total * factor + sum_lanes(sum);
     return factor;
 }
 

@@ -105,12 +105,38 @@ void windows(nb::handle x_, nb::handle y_, nb::handle g_, nb::handle dx_, std::a
     run(kernels().rows->windows, w);
 }
 
+struct View {
+    Py_buffer buffer{};
+    View(nb::handle object, int flags) {
+        if (PyObject_GetBuffer(object.ptr(), &buffer, flags) != 0) throw nb::python_error();
+    }
+    ~View() { PyBuffer_Release(&buffer); }
+};
+
+void move(nb::handle x_, nb::handle y_) {
+    const View x(x_, PyBUF_STRIDES), y(y_, PyBUF_STRIDES | PyBUF_WRITABLE);
+    const Py_buffer &from = x.buffer, &to = y.buffer;
+    const int last = from.ndim - 1;
+    check(last >= 0 && last <= 8 && to.ndim == from.ndim && from.itemsize == to.itemsize, "x and y must be alike, with 1 to 9 axes");
+    check(std::equal(from.shape, from.shape + from.ndim, to.shape), "x and y must have the same shape");
+    const auto unit = [&](const Py_buffer& b) { return b.shape[last] < 2 || b.strides[last] == b.itemsize; };
+    check(unit(from) && unit(to), "the last axis must be contiguous");
+    Move m{};
+    m.axes = last, m.run = from.shape[last] * from.itemsize;
+    m.x = static_cast<const char*>(from.buf), m.y = static_cast<char*>(to.buf);
+    std::copy(from.shape, from.shape + last, m.shape);
+    std::copy(from.strides, from.strides + last, m.from);
+    std::copy(to.strides, to.strides + last, m.to);
+    run(kernels().rows->move, m);
+}
+
 }  // namespace
 
 void bind_rows(nb::module_& m) {
     m.def("rows", rows, nb::arg("op"), nb::arg("rows"), nb::arg("columns"), nb::arg("storage"), nb::arg("inputs"), nb::arg("outputs"),
           nb::arg("numbers") = nb::tuple(), nb::arg("settings") = nb::tuple(),
           "Runs a kernel of csrc/rows/table.h, which says what each takes.");
+    m.def("move", move, nb::arg("x"), nb::arg("y"), "y[...] = x for views of one shape whose last axes are contiguous.");
     m.def("windows", windows, nb::arg("x"), nb::arg("y"), nb::arg("g").none(), nb::arg("dx").none(), nb::arg("window"), nb::arg("stride"),
           nb::arg("pad"), nb::arg("maximum"), "y = maximum or sum under each window of x; with g, dx = the gradient of the maximum.");
 }

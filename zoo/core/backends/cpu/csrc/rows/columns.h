@@ -1,7 +1,7 @@
 // Sums and moments down the columns, and what is normalised by them: group norm; batch norm in training, which is group norm of
 // one sample with as many groups as channels.
-// layout     blocks of rows of about 128 KiB, read once from memory and twice from L2: mean, then squared deviations from it. Blocks
-//            are merged by the formula of Chan, Golub & LeVeque (1979), so nothing cancels however far the mean is from 0
+// layout     blocks of at most 128 rows, read once: sums of x and x^2 about a row of the block. Blocks are merged by the formula of
+//            Chan, Golub & LeVeque (1979), so nothing cancels however far the mean is from 0
 // registers  up to 4 vectors of columns, or 4 rows of one, with up to 3 sums each
 // roof       memory: group norm reads x twice and writes once, its gradient reads x and g twice and writes once
 // Blocks depend on the shape only, and so does every bit.
@@ -78,27 +78,35 @@ void merge(float* a, i64 count_a, const float* b, i64 count_b, i64 C) {
     });
 }
 
-// Moments of `rows` rows of x (and g), by blocks that stay in L2.
+// Moments of `rows` rows of x (and g), by blocks, about the first row of the block: of n rows, the squares that then cancel are at most
+// n times those that are left.
 template <class S, int MOMENTS>
 void block_moments(const typename S::T* x, const float* g, i64 rows, i64 C, float* to) {
-    const i64 step = at_least(1, GRAIN / C);
+    constexpr i64 step = 128;
     float* const fresh = scratch(SLOT_X, MOMENTS * C);
     for (i64 first = 0; first < rows; first += step) {
         const i64 count = at_most(step, rows - first);
         const auto from = x + first * C;
         float* const line = first ? fresh : to;
-        float* const means[1] = {line};
-        down<1>(count, C, means, [&](i64 row, i64 c, i64 n, vf (&s)[1]) INLINE_LAMBDA { s[0] += S::load_first(from + row * C + c, n); });
-        each_vector(0, C, [&](i64 j, i64 n, int) INLINE_LAMBDA { store_first(line + j, load_first(line + j, n) / (float)count, n); });
-        float* const others[3] = {line + SQUARES * C, line + SLOPES * C, line + CROSS * C};
-        down<MOMENTS - 1>(count, C, others, [&](i64 row, i64 c, i64 n, vf (&s)[MOMENTS - 1]) INLINE_LAMBDA {
-            const vf d = S::load_first(from + row * C + c, n) - load_first(line + c, n);
-            s[0] += d * d;
+        float* const sums[4] = {line, line + SQUARES * C, line + SLOPES * C, line + CROSS * C};
+        down<MOMENTS>(count, C, sums, [&](i64 row, i64 c, i64 n, vf (&s)[MOMENTS]) INLINE_LAMBDA {
+            __builtin_prefetch(from + row * C + c + 4 * W);  // the next columns of this row: the processor expects whole rows
+            const vf d = S::load_first(from + row * C + c, n) - S::load_first(from + c, n);
+            s[MEAN] += d;
+            s[SQUARES] += d * d;
             if constexpr (MOMENTS > 2) {
                 const vf slope = load_first(g + (first + row) * C + c, n);
-                s[1] += slope;
-                s[2] += slope * d;
+                s[SLOPES] += slope;
+                s[CROSS] += slope * d;
             }
+        });
+        const float share = 1.0f / (float)count;
+        each_vector(0, C, [&](i64 j, i64 n, int) INLINE_LAMBDA {
+            const vf sum = load_first(line + j, n), mean = sum * share;
+            store_first(line + j, S::load_first(from + j, n) + mean, n);
+            store_first(line + SQUARES * C + j, load_first(line + SQUARES * C + j, n) - sum * mean, n);
+            if constexpr (MOMENTS > 2)
+                store_first(line + CROSS * C + j, load_first(line + CROSS * C + j, n) - mean * load_first(line + SLOPES * C + j, n), n);
         });
         if (first) merge<MOMENTS>(to, first, fresh, count, C);
     }

@@ -22,11 +22,13 @@ namespace {
 #include "lookup.h"
 
 #include "window.h"
+
+#include "move.h"
 }  // namespace
 
 extern const RowsKernels FAMILY_TABLE(rows);
 #define KERNEL(name, signature) name,
-constexpr RowsKernels FAMILY_TABLE(rows) = {ROWS_OPS(KERNEL) windows};
+constexpr RowsKernels FAMILY_TABLE(rows) = {ROWS_OPS(KERNEL) windows, move};
 #undef KERNEL
 
 }  // namespace zoo

@@ -15,6 +15,7 @@ template <class S>
 INLINE float row_variance(const typename S::T* x, i64 n, float mean) {
     vf s[4] = {};
     each_vector(0, n, [&](i64 j, i64 k, int u) INLINE_LAMBDA {
+        __builtin_prefetch(x + n + j);  // the next row: memory works while this one is calculated with
         const vf d = only_first(S::load_first(x + j, k) - mean, k, 0.0f);
         s[u] += d * d;
     });

@@ -24,8 +24,8 @@ struct Stream {
     uint64_t block;  // of value 0
     explicit Stream(const Rows& r) : key{(uint32_t)r.k[0], (uint32_t)r.k[1]}, block((uint64_t)r.k[2]) {}
 
-    // Values at .. at + 2 W - 1 of the stream, in [0, 1); `at` is a multiple of 4.
-    INLINE void uniform(i64 at, vf (&u)[2]) const {
+    // Words at .. at + 2 W - 1 of the stream; `at` is a multiple of 4.
+    INLINE void words(i64 at, vu (&u)[2]) const {
         vl lane;
         for (int i = 0; i < W / 2; i++) lane[i] = (uint64_t)i;
         vl c0 = lane + (block + (uint64_t)at / 4), c1 = c0 >> 32, c2 = {}, c3 = {};
@@ -44,8 +44,14 @@ struct Stream {
 #else
         const vl first = SHUFFLE_WIDE(low, high, 0, 2), second = SHUFFLE_WIDE(low, high, 1, 3);
 #endif
-        u[0] = __builtin_convertvector((vi)((vu)first >> 8), vf) * 0x1p-24f;  // the top 24 bits: every value is exact
-        u[1] = __builtin_convertvector((vi)((vu)second >> 8), vf) * 0x1p-24f;
+        u[0] = (vu)first, u[1] = (vu)second;
+    }
+
+    // The same as numbers in [0, 1).
+    INLINE void uniform(i64 at, vf (&u)[2]) const {
+        vu bits[2];
+        words(at, bits);
+        UNROLL for (int j = 0; j < 2; j++) u[j] = __builtin_convertvector((vi)(bits[j] >> 8), vf) * 0x1p-24f;  // every value is exact
     }
 };
 
@@ -74,6 +80,25 @@ void dropout(const Rows& r) {
             UNROLL for (int j = 0; j < 2; j++) {
                 const i64 at = i + j * W;
                 if (at < end) store_first(y + at, select(u[j] >= p, load_first(x + at, end - at) * scale, vf{}), end - at);
+            }
+        }
+    });
+}
+
+// Pairs of words of the stream, by Box & Muller, in float64 and rounded once: zoo/core/philox.py says why.
+void normal(const Rows& r) {
+    const Stream stream(r);
+    float* const y = floats_out(r, 0);
+    in_blocks(r.rows * r.columns, GRAIN / 8, [&](i64 begin, i64 end) {
+        for (i64 i = begin; i < end; i += 2 * W) {
+            vu words[2];
+            stream.words(i, words);
+            for (int j = 0; j < W && i + 2 * j < end; j++) {
+                const double first = words[2 * j / W][2 * j % W], second = words[2 * j / W][2 * j % W + 1];
+                const double radius = __builtin_sqrt(-2.0 * __builtin_log((first + 1.0) * 0x1p-32));
+                const double angle = second * (2.0 * 3.14159265358979323846 * 0x1p-32);
+                y[i + 2 * j] = (float)(radius * __builtin_cos(angle));
+                if (i + 2 * j + 1 < end) y[i + 2 * j + 1] = (float)(radius * __builtin_sin(angle));
             }
         }
     });

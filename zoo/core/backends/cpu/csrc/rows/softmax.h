@@ -9,12 +9,9 @@ INLINE float row_maximum(const typename S::T* x, i64 n) {
     vf m[4] = {splat(least), splat(least), splat(least), splat(least)};
     each_vector(0, n, [&](i64 j, i64 k, int u) INLINE_LAMBDA {
         const vf v = only_first(S::load_first(x + j, k), k, least);
-        m[u] = select(v > m[u], v, m[u]);
+        m[u] = maximum_of(v, m[u]);
     });
-    float found = least;
-    for (int u = 0; u < 4; u++)
-        for (int i = 0; i < W; i++) found = m[u][i] > found ? m[u][i] : found;
-    return found;
+    return max_lanes(maximum_of(maximum_of(m[0], m[1]), maximum_of(m[2], m[3])));
 }
 
 // Sum of e^(x - peak); each power is also given to `keep`.
@@ -22,7 +19,8 @@ template <class S, class F>
 INLINE float row_powers(const typename S::T* x, i64 n, float peak, const F& keep) {
     vf s[4] = {};
     each_vector(0, n, [&](i64 j, i64 k, int u) INLINE_LAMBDA {
-        const vf e = only_first(exponential(S::load_first(x + j, k) - peak), k, 0.0f);
+        __builtin_prefetch(x + n + j);  // the next row, while this one keeps the arithmetic busy
+        const vf e = only_first(power(S::load_first(x + j, k) - peak), k, 0.0f);
         s[u] += e;
         keep(j, k, e);
     });

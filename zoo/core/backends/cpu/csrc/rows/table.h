@@ -18,6 +18,7 @@ namespace zoo {
     X(narrow, "f>e")                                                                                                     \
     X(adamw, "ffff>fff")                /* p, g, m, v; x: see adamw() */                                                 \
     X(uniform, ">f")                    /* k: seed, offset */                                                            \
+    X(normal, ">f")                     /* k: seed, offset */                                                            \
     X(dropout, "f>f")                   /* x: p, 1 / (1 - p); k: seed, offset */                                         \
     X(softmax, "e>e")                                                                                                    \
     X(softmax_grad, "ee>e")             /* y, g */                                                                       \
@@ -46,6 +47,15 @@ struct Rows {
     i64 k[4];
 };
 
+// Runs of bytes from one place to another, along up to 8 axes; a source stride of 0 repeats.
+struct Move {
+    int axes;
+    i64 shape[8], from[8], to[8];  // strides in bytes, but for the last axis, along which both are contiguous
+    i64 run;                       // bytes of the last axis
+    const char* x;
+    char* y;
+};
+
 // Windows over two spatial axes; all arrays are contiguous.
 struct Windows {
     i64 batch, size[2], channels, out[2], window[2], stride[2], pad[2];
@@ -61,6 +71,7 @@ struct RowsKernels {
     ROWS_OPS(MEMBER)
 #undef MEMBER
     void (*windows)(const Windows&);
+    void (*move)(const Move&);
 };
 
 }  // namespace zoo
