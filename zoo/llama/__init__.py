@@ -21,5 +21,6 @@ PORT = Port(
     memory=memory,
     finetune=finetune,
     evaluate=evaluate,
+    checkpoints=("llama",),
     bench="zoo.llama.bench",
 )
