@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 import zoo
@@ -12,14 +11,15 @@ from zoo.llama.generate import generate
 PROMPT = "What is"
 # transformers 5.23 in float32, greedy, from the same file (the last test here); the closest two of the likeliest tokens
 # are 0.030 apart in logits, and kernels differ by 1e-5
-WRITTEN = (
-    " a wind of wins,\nAnd I am bid to see the king, and I'll not\nTo seek the business. What, what's the king?\n\nBUCKINGHAM"
-)
+WRITTEN = " a wind of wins,\nAnd I am bid to see the king, and I'll not\nTo seek the business. What, what's the king?\n\nBUCKINGHAM"
 
 
-@pytest.fixture
-def model(device):
-    return zoo.load("weights/llama", device=device)
+@pytest.fixture(params=["numpy", "cpu"])
+def model(request):
+    try:
+        return zoo.load("weights/llama", device=request.param)
+    except zoo.DeviceError as error:
+        pytest.skip(f"device {request.param}: {error.why}")
 
 
 def written(model, count: int = 48) -> list[int]:
@@ -41,4 +41,4 @@ def test_transformers_writes_the_same(tmp_path):
     reference = transformers.LlamaForCausalLM.from_pretrained(model.source.directory, dtype=torch.float32).eval()
     ids = tokenizers.of(model).encode(PROMPT)
     out = reference.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=48, temperature=None, top_p=None)
-    assert tokenizers.of(model).decode(np.array(out)[0, len(ids) :].tolist()) == WRITTEN
+    assert tokenizers.of(model).decode(out[0, len(ids) :].tolist()) == WRITTEN
