@@ -3,8 +3,8 @@
     python scripts/train_llama_shakespeare.py --data tinyshakespeare.txt [--epochs 8] [--out weights/llama]
 
 A byte-level BPE tokenizer of 1,024 pieces is made from the text first (about 2.6 letters a piece), then a model of 2.6
-million parameters in the shape of Llama 3.2: grouped heads, tied embeddings. Stored in float16: 5.1 MB. About 10 minutes
-on two cores. 8 epochs, since with 12 the perplexity on the pages held out rises from the ninth on (44.3 at the end).
+million parameters in the shape of Llama 3.2: grouped heads, tied embeddings. Stored in float16: 5.1 MB. 10 minutes on
+two cores. 8 epochs, since with 12 the perplexity on the pages held out rises from the ninth on (44.3 at the end).
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def main() -> None:
         "summary": f"writes like Shakespeare; perplexity {done.after:.1f} on unseen pages",
         "perplexity": done.after,
         "data": f"tiny Shakespeare (Karpathy 2015), {done.tokens:,} tokens; the last twentieth is held out",
-        "recipe": f"scripts/train_llama_shakespeare.py: {done.epochs} epochs, AdamW, cosine; as many epochs as gave the "
-        "lowest perplexity on the pages held out, which flatters it a little",
+        "recipe": f"scripts/train_llama_shakespeare.py: {done.epochs} epochs, AdamW, cosine; as many epochs as gave "
+        "the lowest perplexity on the pages held out, which flatters it a little",
         "seed": args.seed,
         "date": date.today().isoformat(),
         "stored": "float16",

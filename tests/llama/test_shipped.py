@@ -11,7 +11,11 @@ from zoo.llama.generate import generate
 PROMPT = "What is"
 # transformers 5.23 in float32, greedy, from the same file (the last test here); the closest two of the likeliest tokens
 # are 0.030 apart in logits, and kernels differ by 1e-5
-WRITTEN = " a wind of wins,\nAnd I am bid to see the king, and I'll not\nTo seek the business. What, what's the king?\n\nBUCKINGHAM"
+WRITTEN = """ a wind of wins,
+And I am bid to see the king, and I'll not
+To seek the business. What, what's the king?
+
+BUCKINGHAM"""
 
 
 @pytest.fixture(params=["numpy", "cpu"])
