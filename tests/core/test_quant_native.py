@@ -157,6 +157,20 @@ def test_plain_arrays_strides_and_other_dtypes(cpu, format, rng):
     np.testing.assert_array_equal(three.reshape(6, 45), qlinear(cpu, x[:6, :64], packed(cpu, w)))
 
 
+def test_several_products_at_once_are_those_one_by_one(cpu, format, rng):
+    """Tasks are cut across their borders; a row that is not finite is computed as the reference does."""
+    weights = [weight(rng, n, 96, format) for n in (300, 7, 64, 1)]
+    for m in (0, 1, 5, 300):
+        x = rng.normal(size=(m, 96)).astype(np.float32)
+        if m == 5:
+            x[3, 7] = np.inf
+        for form in (lambda w: w, lambda w: packed(cpu, w)):
+            each = [form(w) for w in weights]
+            found = bind(cpu, "qlinears", x, *[part for w in each for part in w], format=format)
+            for y, w in zip(found, each, strict=True):
+                np.testing.assert_array_equal(y, qlinear(cpu, x, w))
+
+
 def test_bias_and_activation_follow(cpu, format, rng):
     w, bias = weight(rng, 70, 64, format), rng.normal(size=70).astype(np.float32)
     for m in (1, 9, 300):

@@ -8,7 +8,7 @@ import pytest
 import zoo
 from zoo.core import ops
 from zoo.core.stats import stats
-from zoo.nn import Conv2d, Embedding, Linear, Module, QuantizedConv2d, QuantizedLinear, Sequential, quantize
+from zoo.nn import Conv2d, Embedding, Linear, Module, QuantizedConv2d, QuantizedLinear, Sequential, quantize, together
 
 
 class Net(Module):
@@ -61,6 +61,15 @@ def test_each_layer_is_the_product_with_its_rounded_weight(device):
         expected = ops.linear(x, wide, linear.bias, activation="relu").numpy()
         found = layer(x, activation="relu").numpy()
         assert np.linalg.norm(found - expected) <= 0.02 * np.linalg.norm(expected)  # 8-bit activations: 0.8 %
+
+
+def test_layers_together_are_the_layers_one_by_one(device):
+    x = zoo.tensor(np.random.default_rng(0).normal(size=(2, 3, 128)).astype(np.float32), device=device)
+    plain = [Linear(128, n, bias=False).init(n, device) for n in (40, 9)]
+    for layers in (plain, [quantize(one, "int4") for one in plain], [quantize(plain[0], "int8"), plain[1]],
+                   [quantize(Linear(128, 5).init(0, device), "int8") for _ in range(2)]):  # fmt: skip
+        for y, layer in zip(together(x, *layers), layers, strict=True):
+            np.testing.assert_array_equal(y.numpy(), layer(x).numpy())
 
 
 def test_what_is_skipped_stays(device):

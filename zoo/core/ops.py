@@ -370,8 +370,7 @@ def upsample(x: Tensor, scale: int | Sequence[int]) -> Tensor:
 
 
 def quantize(weight: Tensor, format: str) -> tuple[Tensor, Tensor]:
-    """weight (N, K) -> codes and scales; format "int8" (per output) or "int4" (groups of 32 inputs): see
-    prims/quant.py."""
+    """weight (N, K) -> codes and scales; "int8" (a scale per output) or "int4" (per 32 inputs): prims/quant.py."""
     return bind(P["quantize"], weight, format=format)
 
 
@@ -390,6 +389,11 @@ def qlinear(
 ) -> Tensor:
     """`linear` with a quantised weight."""
     return bind(P["qlinear"], x, q, scale, bias, format=format, activation=activation)
+
+
+def qlinears(x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], format: str) -> tuple[Tensor, ...]:
+    """x times several quantised weights (codes, scales): x is quantised once, and all are read in one go."""
+    return bind(P["qlinears"], x, *[part for weight in weights for part in weight], format=format)
 
 
 def qconv(
@@ -466,8 +470,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, ca
     """softmax(scale q k^T + bias) v by head.
 
     q (B, L, H, D), k and v (B, S, H_kv, D), bias broadcastable to (B, H, L, S) -> (B, L, H, D). H is a multiple of
-    H_kv. causal: query l sees keys up to l + S - L. A query that sees nothing gives zeros.  Source: Vaswani et al.
-    2017.
+    H_kv. causal: query l sees keys up to l + S - L. A query that sees nothing gives zeros. (Vaswani et al. 2017.)
     """
     return bind(P["attention"], q, k, v, bias, causal=causal, scale=scale)
 
@@ -490,8 +493,7 @@ def dropout(x: Tensor, p: float, *, seed: int, offset: int) -> Tensor:
 
 def adamw_step(p: Tensor, g: Tensor, m: Tensor, v: Tensor, *, lr: float, beta1: float, beta2: float, eps: float,
                weight_decay: float, step: int) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """One step of AdamW, counted from 1: parameter, gradient, moments -> parameter, moments (Loshchilov & Hutter
-    2019)."""
+    """One step of AdamW (Loshchilov & Hutter 2019), from 1: parameter, gradient, moments -> parameter, moments."""
     return bind(
         P["adamw_step"], p, g, m, v, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, step=step
     )

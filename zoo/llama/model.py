@@ -17,7 +17,7 @@ from zoo.core.tensor import Tensor
 from zoo.llama.cache import Cache, LayerCache
 from zoo.llama.config import LlamaConfig
 from zoo.llama.rope import Rope, angles
-from zoo.nn import Embedding, Linear, Module, RMSNorm, activation, recomputed
+from zoo.nn import Embedding, Linear, Module, RMSNorm, activation, recomputed, together
 
 
 class Attention(Module):
@@ -34,9 +34,7 @@ class Attention(Module):
 
     def __call__(self, x: Tensor, rope: Rope, cache: LayerCache | None, bias: Tensor | None) -> Tensor:
         B, L, _ = x.shape
-        q = self.q_proj(x).reshape(B, L, -1, self.head_dim)
-        k = self.k_proj(x).reshape(B, L, -1, self.head_dim)
-        v = self.v_proj(x).reshape(B, L, -1, self.head_dim)
+        q, k, v = (y.reshape(B, L, -1, self.head_dim) for y in together(x, self.q_proj, self.k_proj, self.v_proj))
         q, k = rope(q), rope(k)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, S, H_kv, D)
@@ -54,7 +52,7 @@ class MLP(Module):
         self.hidden_act = c.hidden_act
 
     def __call__(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_proj(x), self.up_proj(x)
+        gate, up = together(x, self.gate_proj, self.up_proj)
         if self.hidden_act == "silu":
             return self.down_proj(ops.swiglu(gate, up))
         return self.down_proj(activation(self.hidden_act)(gate) * up)

@@ -102,6 +102,17 @@ def qlinear(o, x, q, scale, bias, *, format, activation=None):
     return o.cast(getattr(o, activation)(y) if activation else y, dtype=x.dtype)
 
 
+def _qlinears_infer(x: Any, *weights: Any, format: str) -> tuple[Meta, ...]:
+    pairs = zip(weights[::2], weights[1::2], strict=True)
+    return tuple([_qmatmul_infer(x, q, scale, format=format) for q, scale in pairs])
+
+
+@composite(_qlinears_infer)
+def qlinears(o, x, *weights, format):
+    pairs = zip(weights[::2], weights[1::2], strict=True)
+    return tuple(o.qlinear(x, q, scale, None, format=format, activation=None) for q, scale in pairs)
+
+
 def _qconv_infer(x: Any, q: Any, scale: Any, bias: Any, residual: Any, *, activation: Any, **conv: Any) -> Meta:
     if q.dtype != int8:
         raise DtypeError(f"q is {q.dtype.name}; convolutions are quantised to int8")

@@ -17,30 +17,61 @@ from zoo.core.backends.numpy.quant import dequantize
 from zoo.core.dtype import float16
 from zoo.core.stats import count
 
+BITS, STORED = {"int8": 8, "int4": 4}, {"int8": F32, "int4": float16}
 MAX_INPUTS = 1 << 17  # beyond, 127 * 128 * K may overflow an int32
 
 
 def qlinear(b: Any, x: Any, q: Any, scale: Any, bias: Any, *, format: str, activation: str | None = None) -> Any:
-    bits, stored = (8, F32) if format == "int8" else (4, float16)
-    depth, columns = x.shape[-1], q.shape[0]
-    if x.dtype not in WEIGHTS or scale.dtype != stored or activation not in CODES or depth > MAX_INPUTS:
+    operands = _operands(b, x, q, scale, format)
+    if operands is None or activation not in CODES:
         return NotImplemented
-    weight, scales = _packed(b, q, format), _packed(b, scale, "linear") if bits == 4 else scale
-    if weight is None or scales is None:
-        return NotImplemented
-    rows = float_rows(b, x)
-    out = empty((len(rows), columns), F32)
-    scales = scales.buffer if bits == 4 else np.ascontiguousarray(scales)
-    bias = float_vector(bias)
-    if not b.native.quant_linear(rows, weight.buffer, scales, out, bias, CODES[activation], bits):
-        strange = ~np.isfinite(rows).all(axis=1)
-        plain = [a.unpack() if type(a) is Packed else a for a in (q, scale)]
-        wide = dequantize(b, *plain, format=format, dtype=F32)
-        out[strange] = b.ops.linear(rows[strange], wide, bias, activation=activation)
+    rows, bias = float_rows(b, x), float_vector(bias)
+    out = empty((len(rows), q.shape[0]), F32)
+    if not b.native.quant_linear(rows, *operands, out, bias, CODES[activation], BITS[format]):
+        _redo(b, rows, q, scale, bias, out, format, activation)
     count(f"cpu.{format}")
+    return _shaped(b, out, x)
+
+
+def qlinears(b: Any, x: Any, *weights: Any, format: str) -> Any:
+    if x.dtype not in WEIGHTS:
+        return NotImplemented
+    rows, each = float_rows(b, x), []
+    for q, scale in zip(weights[::2], weights[1::2], strict=True):
+        operands = _operands(b, x, q, scale, format)
+        if operands is None:
+            return NotImplemented
+        each.append((*operands, empty((len(rows), q.shape[0]), F32)))
+    if not b.native.quant_linears(rows, each, BITS[format]):
+        for q, scale, (_, _, out) in zip(weights[::2], weights[1::2], each, strict=True):
+            _redo(b, rows, q, scale, None, out, format, None)
+    count(f"cpu.{format}", len(each))
+    return tuple([_shaped(b, out, x) for _, _, out in each])
+
+
+def _operands(b: Any, x: Any, q: Any, scale: Any, format: str) -> tuple[Any, Any] | None:
+    """The buffers that the kernel reads; None if it cannot."""
+    if x.dtype not in WEIGHTS or scale.dtype != STORED[format] or x.shape[-1] > MAX_INPUTS:
+        return None
+    weight = _packed(b, q, format)
+    scales = _packed(b, scale, "linear") if format == "int4" else scale
+    if weight is None or scales is None:
+        return None
+    return weight.buffer, scales.buffer if format == "int4" else np.ascontiguousarray(scales)
+
+
+def _redo(b: Any, rows: Any, q: Any, scale: Any, bias: Any, out: Any, format: str, activation: str | None) -> None:
+    """The rows that hold NaN or infinity."""
+    strange = ~np.isfinite(rows).all(axis=1)
+    plain = [a.unpack() if type(a) is Packed else a for a in (q, scale)]
+    wide = dequantize(b, *plain, format=format, dtype=F32)
+    out[strange] = b.ops.linear(rows[strange], wide, bias, activation=activation)
+
+
+def _shaped(b: Any, out: Any, x: Any) -> Any:
     if x.dtype is not F32:
         out = b.ops.cast(out, dtype=x.dtype)
-    return out.reshape(*x.shape[:-1], columns)
+    return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
 def _packed(b: Any, array: Any, layout: str) -> Packed | None:
@@ -54,4 +85,4 @@ def qmatmul(b: Any, x: Any, q: Any, scale: Any, *, format: str) -> Any:
     return qlinear(b, x, q, scale, None, format=format)
 
 
-KERNELS: Kernels = {"qmatmul": qmatmul, "qlinear": qlinear}
+KERNELS: Kernels = {"qmatmul": qmatmul, "qlinear": qlinear, "qlinears": qlinears}

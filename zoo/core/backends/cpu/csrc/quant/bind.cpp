@@ -6,38 +6,63 @@ namespace {
 
 i64 panels(i64 N) { return (N + kernels().quant->columns - 1) / kernels().quant->columns * kernels().quant->columns; }
 
-// Returns whether all rows of a were finite.
-bool quant_linear(nb::handle a_, nb::handle w_, nb::handle scale, nb::handle out_, nb::handle bias, int activation, int bits,
-                  nb::handle residual) {
-    const Array a(a_, "a"), out(out_, "out", true);
-    const ArrayOf<uint8_t> w(w_, "w");
-    check(a && w && out && (a.nd == 2 || a.nd == 3) && out.nd == 2 && out.contiguous(), "a needs two axes or three, out two, contiguous");
+// The rows of a, and what one product needs beside them.
+QuantLinear rows_of(const Array& a, int bits) {
+    check(a && (a.nd == 2 || a.nd == 3), "a needs two axes or three");
     const int k = a.nd - 1;
     check(a.shape[k] <= 1 || a.stride[k] == 1, "rows of a must be contiguous");
     check(bits == 8 || bits == 4, "weights have 8 bits or 4");
     QuantLinear q{};
-    q.M = a.shape[0] * (k == 2 ? a.shape[1] : 1), q.N = out.shape[1], q.K = a.shape[k], q.bits = bits;
-    check(out.shape[0] == q.M, "out has the wrong shape");
+    q.M = a.shape[0] * (k == 2 ? a.shape[1] : 1), q.K = a.shape[k], q.bits = bits;
     check(q.K <= 1 << 17, "more than 131,072 inputs overflow 32 bits");
-    check(w.nd == 1 && w.contiguous(), "w must be packed");
-    const After after(bias, residual, activation, q.N, out);
-    int strange = 0;
-    q.a = a.data, q.a_m = a.stride[k - 1], q.w = w.data, q.c = out.data;
+    q.a = a.data, q.a_m = a.stride[k - 1];
     if (k == 2) q.line = a.shape[1], q.a_line = a.stride[0];
-    q.bias = after.bias.data, q.residual = after.residual.data, q.activation = activation, q.strange = &strange;
-    if (bits == 8) {
+    return q;
+}
+
+void set_weight(QuantLinear& q, nb::handle w_, nb::handle scale, const Array& out) {
+    check(out && out.nd == 2 && out.contiguous() && out.shape[0] == q.M, "out has the wrong shape, or is not contiguous");
+    q.N = out.shape[1], q.c = out.data;
+    const ArrayOf<uint8_t> w(w_, "w");
+    check(w && w.nd == 1 && w.contiguous(), "w must be packed");
+    q.w = w.data;
+    if (q.bits == 8) {
         const Array s(scale, "scale");
         check(s && s.nd == 1 && s.shape[0] == q.N && s.contiguous(), "there must be one scale for each output");
         check(w.shape[0] == panels(q.N) * ((q.K + 3) / 4 * 4), "w does not fit a");
         q.scale8 = s.data;
-        run(kernels().quant->linear, q);
     } else {
         const ArrayOf<uint16_t> s(scale, "scale");
         check(q.K % 32 == 0 && s && s.nd == 1 && s.contiguous() && s.shape[0] == panels(q.N) * (q.K / 32), "scale does not fit a");
         check(w.shape[0] == panels(q.N) * (q.K / 2), "w does not fit a");
         q.scale4 = s.data;
-        run(kernels().quant->linear, q);
     }
+}
+
+// Returns whether all rows of a were finite.
+bool quant_linear(nb::handle a_, nb::handle w, nb::handle scale, nb::handle out_, nb::handle bias, int activation, int bits,
+                  nb::handle residual) {
+    const Array a(a_, "a"), out(out_, "out", true);
+    QuantLinear q = rows_of(a, bits);
+    set_weight(q, w, scale, out);
+    const After after(bias, residual, activation, q.N, out);
+    int strange = 0;
+    q.bias = after.bias.data, q.residual = after.residual.data, q.activation = activation, q.strange = &strange;
+    run(kernels().quant->linear, QuantLinears{&q, 1});
+    return !strange;
+}
+
+bool quant_linears(nb::handle a_, const std::vector<std::array<nb::handle, 3>>& weights, int bits) {
+    const Array a(a_, "a");
+    std::vector<QuantLinear> each(weights.size(), rows_of(a, bits));
+    check(!each.empty(), "there is no weight");
+    int strange = 0;
+    for (size_t k = 0; k < each.size(); k++) {
+        const auto& [w, scale, out] = weights[k];
+        set_weight(each[k], w, scale, Array(out, "out", true));
+        each[k].strange = &strange;
+    }
+    run(kernels().quant->linear, QuantLinears{each.data(), i64(each.size())});
     return !strange;
 }
 
@@ -88,6 +113,8 @@ void bind_quant(nb::module_& m) {
           nb::arg("activation") = 0, nb::arg("bits") = 8, nb::arg("residual").none() = nb::none(),
           "out = act(a @ w.T + bias + residual), a (rows, K) or (lines, rows, K) quantised by row. Packed w and, for 4 bits, packed\n"
           "scales. False if a row of a held NaN or infinity: its results are meaningless.");
+    m.def("quant_linears", quant_linears, nb::arg("a"), nb::arg("weights"), nb::arg("bits"),
+          "The same for several (w, scale, out), without bias: a is quantised once.");
     m.def("quant_conv", quant_conv, nb::arg("x"), nb::arg("w"), nb::arg("scale"), nb::arg("out"), nb::arg("bias").none(),
           nb::arg("residual").none(), nb::arg("activation"), nb::arg("kernel"), nb::arg("stride"), nb::arg("pad"), nb::arg("dilation"),
           "x (N, H, W, C), packed w (O, h * w * C) of 8 bits -> out (N, H', W', O). False if x held NaN or infinity.");

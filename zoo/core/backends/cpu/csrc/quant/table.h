@@ -20,6 +20,12 @@ struct QuantLinear {
     int* strange;  // set to 1 if a row of A holds NaN or infinity; its results are then meaningless
 };
 
+// Products of the same A: M, K, bits, a, a_m, line and a_line of all are those of the first.
+struct QuantLinears {
+    const QuantLinear* each;
+    i64 count;
+};
+
 // y = act(conv(x, w * scale) + bias + residual), channels last, one group, all contiguous; w in 8 bits, packed as a matrix
 // (outputs, kernel0 * kernel1 * channels), channels a multiple of 4.
 struct QuantConv {
@@ -39,7 +45,7 @@ struct QuantKernels {
     // int4 in pairs (N, K/2), rows q_n apart -> [N/columns][K/32][4][columns][4]: inputs 4t .. 4t+3 of the group of 32 in the
     // low halves of chunk t, inputs 4t+16 .. 4t+19 in the high ones
     void (*pack4)(const uint8_t* q, i64 q_n, i64 N, i64 K, uint8_t* packed);
-    void (*linear)(const QuantLinear&);
+    void (*linear)(const QuantLinears&);
     void (*conv)(const QuantConv&);
 };
 
