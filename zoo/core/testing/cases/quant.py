@@ -69,6 +69,8 @@ def _rows(format: str) -> list[Case]:
              lambda r: (r.f(2, 64), *stored(r, 40, 64), *stored(r, 6, 64)),
              lambda x, q, s, q2, s2: (product(x, q, s), product(x, q2, s2)), QUANTISED, grad=(0,),
              gradient=BACKWARD, nan=(0,)),
+        Case(f"qlinears[{format}, empty]", lambda x, q, s: ops.qlinears(x, [(q, s), (q, s)], format),
+             lambda r: (r.f(0, 64), *stored(r, 6, 64)), lambda x, q, s: (product(x, q, s),) * 2, EXACT, grad=(0,)),
         Case(f"qlinear[{format}, empty]", lambda x, q, s, b: ops.qlinear(x, q, s, format, b),
              lambda r: (r.f(0, 32), *stored(r, 6, 32), r.f(6)),
              product, EXACT, grad=(0, 3)),
