@@ -4,6 +4,7 @@ as much as a kernel that runs at memory speed."""
 from __future__ import annotations
 
 import math
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -17,5 +18,9 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     size = math.prod(shape) * dtype.itemsize
     if size < LARGE:
         return np.empty(shape, dtype)
-    memory: Any = import_module("zoo.core.backends.cpu._native").Memory(size)
-    return np.ndarray(shape, dtype, memory)
+    return np.ndarray(shape, dtype, _memory()(size))
+
+
+@cache
+def _memory() -> Any:
+    return import_module("zoo.core.backends.cpu._native").Memory
