@@ -131,6 +131,19 @@ def test_packing_loses_nothing(cpu, half, rng):
         assert cpu.to_host(packed).dtype == w.dtype and cpu.to_host(packed).tobytes() == w.tobytes()
 
 
+def test_a_mapped_weight_is_read_where_it_lies(cpu, half, rng, tmp_path):
+    w, x = whole(rng, 70, 300, dtype=HALVES[half]), whole(rng, 9, 300)
+    (tmp_path / "w").write_bytes(bytes(6) + w.tobytes())
+    mapped = np.memmap(tmp_path / "w", np.uint8, "r")[6:].view(w.dtype).reshape(w.shape)
+    with pytest.raises(zoo.OpError, match="in a mapped file"):
+        cpu.pack(mapped, "linear")
+    for rows in (1, 2, 9):
+        np.testing.assert_array_equal(linear(cpu, x[:rows], mapped), exact(x[:rows], w))
+    (tmp_path / "f32").write_bytes(x.tobytes())
+    single = np.memmap(tmp_path / "f32", np.float32, "r").reshape(x.shape)
+    np.testing.assert_array_equal(cpu.pack(single, "linear").unpack(), x)
+
+
 def test_empty_products(cpu, half):
     for m, n, k in ((0, 3, 4), (3, 0, 4), (3, 4, 0), (20, 4, 0)):
         x, w, bias = np.ones((m, k), np.float32), np.ones((n, k), HALVES[half]), np.ones(n, np.float32)

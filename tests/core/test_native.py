@@ -79,7 +79,7 @@ def check(cpu, name, *args, counter, **attrs):
 
 def test_every_number_of_rows_and_every_tail(cpu, rng):
     mr, nr = native.tile()
-    for n, k in product((1, nr // 2, nr, nr + 1, 2 * nr - 1), (1, 3, 16, 37)):
+    for n, k in product((1, nr // 2, nr, nr + 1, 2 * nr - 1), (1, 3, 16, 37, 150)):
         w = whole(rng, n, k)
         packed = cpu.pack(w, "linear").buffer
         row_major = np.ascontiguousarray(w.T)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from zoo.cli.main import main
+from zoo.core.mapping import file_of
 from zoo.hub import load, memory, save
 from zoo.llama.cache import Cache
 from zoo.llama.config import LlamaConfig
@@ -42,6 +43,13 @@ def test_info_says_it_before(tiny, capsys):
     assert found["weights"]["f32"] == sum(t.numpy().nbytes for t in model.state().values())
     assert main(["info", str(tiny)]) == 0
     assert "for keys and values of 64 tokens; " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("dtype", "stays"), [("bfloat16", True), ("float16", True), ("float32", False)])
+def test_half_precision_stays_in_its_file(tmp_path, tiny, dtype, stays):
+    save(load(tiny, device="cpu"), tmp_path / "m", port="llama", dtype=dtype)
+    model = load(tmp_path / "m", device="cpu").prepare()
+    assert (file_of(model.lm_head.weight.handle) is not None) == stays
 
 
 PROBE = """

@@ -22,8 +22,9 @@ from zoo.core.backends.cpu import kernels
 from zoo.core.backends.cpu.kernels import tune, winograd
 from zoo.core.backends.cpu.pack import Packed, pack
 from zoo.core.backends.numpy import Kernel, NumpyBackend
-from zoo.core.errors import DeviceError, ZooError
-from zoo.core.mapping import let_go
+from zoo.core.dtype import bfloat16, float16
+from zoo.core.errors import DeviceError, OpError, ZooError
+from zoo.core.mapping import file_of, let_go
 
 
 def _load() -> Any:
@@ -115,8 +116,15 @@ class CpuBackend(NumpyBackend):
         return super().bind(prim, [a.unpack() if type(a) is Packed else a for a in args], attrs)
 
     def pack(self, weight: np.ndarray, kind: str, groups: int = 1) -> Packed:
-        """A weight rearranged for its kernel: `kind` "linear" (N, K) or "conv" (O, *kernel, C / groups), float32.
-        Raises OpError for what cannot be packed."""
+        """A weight rearranged for its kernel: `kind` "linear" (N, K) or "conv" (O, *kernel, C / groups).
+        Raises OpError for what cannot be packed, and for a linear one in half precision that lies in a mapped file: it is
+        read from there nearly as fast, and to pack it would take longer than a short answer."""
+        if kind == "linear" and weight.dtype in (bfloat16, float16) and file_of(weight) is not None:
+            raise OpError(
+                f"it is {weight.dtype.name} in a mapped file",
+                "Products read it from there.",
+                what="a weight is not packed",
+            )
         packed = pack(self.native, weight, kind, groups)
         let_go(weight)  # a mapped checkpoint would else be in memory twice
         return packed

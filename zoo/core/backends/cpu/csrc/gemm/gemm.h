@@ -205,16 +205,14 @@ void dots_task(void* context, i64 index) {
     const GemmJob<T>& job = *static_cast<const GemmJob<T>*>(context);
     const Gemm& g = *job.g;
     const i64 n0 = g.N * index / job.split.n, n1 = g.N * (index + 1) / job.split.n;
+    const Panels panels(g.M, DOT_ROWS);
     for (i64 n = n0; n < n1;) {
-        const i64 columns = n + 4 <= n1 ? 4 : 1;
-        const T* const b = job.b + n * g.b_n;
+        const i64 columns = n + 4 <= n1 && g.M > 1 ? 4 : 1;
         const float* const bias = g.bias ? g.bias + n : nullptr;
-        for (i64 m = 0; m < g.M;) {
-            const i64 rows = at_most(DOT_ROWS, g.M - m);
-            const float* const a = g.a + m * g.a_m;
-            float* const c = g.c + m * g.c_m + n;
-            DOTS<T>[rows - 1][columns == 4](g.K, a, g.a_m, b, g.b_n, c, g.c_m, bias);
-            m += rows;
+        for (i64 p = 0; p < panels.count; p++) {
+            const i64 m = panels.start(p);
+            const Dots<T> dots = g.M == 1 ? DOTS<T>.one : DOTS<T>.of[panels.rows(p) - 1][columns == 4];
+            dots(g.K, g.a + m * g.a_m, g.a_m, job.b + n * g.b_n, g.b_n, g.c + m * g.c_m + n, g.c_m, bias);
         }
         n += columns;
     }
@@ -240,8 +238,8 @@ template <class T>
 void gemm_of(const Gemm& g) {
     const T *const b = static_cast<const T*>(g.b), *const packed = static_cast<const T*>(g.packed);
     if (packed || (g.b_k == 1 && g.a_k == 1 && g.M <= MAX_DOTS) || (g.b_n == 1 && g.M <= MR)) return run_gemm(g, b, packed);
-    // B is packed by pieces of its columns, so that a large weight is never copied whole
-    constexpr i64 PIECE = (32 << 20) / sizeof(T);
+    // B is packed by pieces of its columns, which wait in L3 and not in memory
+    constexpr i64 PIECE = (8 << 20) / sizeof(T);
     const i64 columns = at_least(NR, PIECE / at_least(1, g.K) / NR * NR);
     for (i64 n = 0; n < g.N; n += columns) {
         Gemm part = g;

@@ -116,38 +116,56 @@ template <class T>
 constexpr Micros<T> MICRO = make_micros<T>();
 
 // Dot products of R rows of A with S columns of B, both contiguous along K: for few rows, where packing B would cost more than
-// the product. R * S accumulators.
-template <class T, int R, int S>
+// the product. KS * R * S accumulators. The next S columns, or 8 KiB, are asked for meanwhile, in the order in which they lie in
+// memory: one stream, which pages of 4 KiB (a mapped file's) do not stop. Without it, S at once reach two thirds of the bandwidth.
+template <class T, int R, int S, int KS>
 __attribute__((noinline)) void dots(i64 K, const float* a, i64 a_m, const T* b, i64 b_n, float* c, i64 c_m, const float* bias) {
-    vf acc[R][S] = {};
+    constexpr int LINE = 64 / sizeof(T);
+    vf acc[KS][R][S] = {};
+    const auto step = [&](i64 k, i64 count, vf (&sum)[R][S]) INLINE_LAMBDA {
+        vf x[R];
+        UNROLL for (int i = 0; i < R; i++) x[i] = load_first(a + i * a_m + k, count);
+        UNROLL for (int j = 0; j < S; j++) {
+            const vf y = count >= W ? load(b + j * b_n + k) : load_first(b + j * b_n + k, count);
+            UNROLL for (int i = 0; i < R; i++) sum[i][j] += x[i] * y;
+        }
+    };
+    const T* next = b + at_least(S > 1 ? S * b_n : 0, 128 * LINE);
     i64 k = 0;
-    for (; k + W <= K; k += W) {
-        vf x[R];
-        UNROLL for (int i = 0; i < R; i++) x[i] = load(a + i * a_m + k);
-        UNROLL for (int j = 0; j < S; j++) {
-            const vf y = load(b + j * b_n + k);
-            UNROLL for (int i = 0; i < R; i++) acc[i][j] += x[i] * y;
-        }
+    for (; k + KS * W <= K; k += KS * W, next += KS * S * W) {
+        UNROLL for (int j = 0; j < KS * S * W; j += LINE) __builtin_prefetch(next + j);
+        UNROLL for (int s = 0; s < KS; s++) step(k + s * W, W, acc[s]);
     }
-    if (k < K) {
-        vf x[R];
-        UNROLL for (int i = 0; i < R; i++) x[i] = load_first(a + i * a_m + k, K - k);
-        UNROLL for (int j = 0; j < S; j++) {
-            const vf y = load_first(b + j * b_n + k, K - k);
-            UNROLL for (int i = 0; i < R; i++) acc[i][j] += x[i] * y;
-        }
-    }
+    for (; k < K; k += W) step(k, K - k, acc[0]);
+    UNROLL for (int s = 1; s < KS; s++)
+        UNROLL for (int i = 0; i < R; i++)
+            UNROLL for (int j = 0; j < S; j++) acc[0][i][j] += acc[s][i][j];
     for (int i = 0; i < R; i++)
-        for (int j = 0; j < S; j++) c[i * c_m + j] = sum_lanes(acc[i][j]) + (bias ? bias[j] : 0.0f);
+        for (int j = 0; j < S; j++) c[i * c_m + j] = sum_lanes(acc[0][i][j]) + (bias ? bias[j] : 0.0f);
 }
 template <class T>
 using Dots = void (*)(i64, const float*, i64, const T*, i64, float*, i64, const float*);
-template <class T>
-constexpr Dots<T> DOTS[4][2] = {
-    {dots<T, 1, 1>, dots<T, 1, 4>}, {dots<T, 2, 1>, dots<T, 2, 4>}, {dots<T, 3, 1>, dots<T, 3, 4>}, {dots<T, 4, 1>, dots<T, 4, 4>}};
 #if defined(ZOO_AVX512) || defined(ZOO_NEON)
-constexpr i64 DOT_ROWS = 4;
+constexpr i64 DOT_ROWS = 6;  // 24 accumulators + 6 + 1 = 31 of 32 registers
 #else
 constexpr i64 DOT_ROWS = 3;  // 12 accumulators + 3 + 1 = 16 registers
 #endif
+template <class T>
+struct AllDots {
+    Dots<T> of[DOT_ROWS][2];  // [rows - 1][four columns]
+    Dots<T> one = dots<T, 1, 1, 8>;  // for a product of one row: the weight is a single stream
+};
+template <class T, int R>
+constexpr void fill(AllDots<T>& d) {
+    d.of[R - 1][0] = dots<T, R, 1, 1>, d.of[R - 1][1] = dots<T, R, 4, 1>;
+    if constexpr (R > 1) fill<T, R - 1>(d);
+}
+template <class T>
+constexpr AllDots<T> make_dots() {
+    AllDots<T> d{};
+    fill<T, DOT_ROWS>(d);
+    return d;
+}
+template <class T>
+constexpr AllDots<T> DOTS = make_dots<T>();
 constexpr i64 MAX_DOTS = 24;  // rows up to which dot products beat packing B for one product; measured

@@ -26,10 +26,15 @@ struct Panels {
     int rows(i64 p) const { return (int)(base + (p < longer)); }
 };
 
-// to[k][i] = rows[i][k] for k < length, i < NR; zero for given <= i.
+// to[k][i] = rows[i][k] for k < length, i < NR; zero for given <= i. `next`, if given, is packed after it, and asked for
+// meanwhile in the order in which it lies in memory: NR rows at once are more streams than the hardware follows.
 template <class T>
-void pack_rows(const T* const* rows, int given, i64 length, T* to) {
+void pack_rows(const T* const* rows, int given, i64 length, T* to, const T* next = nullptr) {
+    constexpr int LINE = 64 / sizeof(T);
     for (i64 k = 0; k < length; k += W) {
+        if (next) {
+            UNROLL for (int j = 0; j < NR * W; j += LINE) __builtin_prefetch(next + k * NR + j, 0, 2);
+        }
         const i64 count = at_most(W, length - k);
         for (int g = 0; g < NR; g += W) {
             vf t[W];
@@ -71,7 +76,7 @@ void pack_panel(const T* b, i64 b_k, i64 b_n, i64 n, i64 K, T* to) {
     if (b_k == 1) {
         const T* columns[NR];
         for (int j = 0; j < n; j++) columns[j] = b + j * b_n;
-        pack_rows(columns, (int)n, K, to);
+        pack_rows(columns, (int)n, K, to, b + NR * b_n);
     } else if (b_n == 1) {
         for (i64 k = 0; k < K; k++)
             UNROLL for (int j = 0; j < NR; j += W) store_bits(to + k * NR + j, load_bits(b + k * b_k + j, at_least(n - j, 0)), W);
@@ -87,15 +92,13 @@ void pack(const T* b, i64 b_k, i64 b_n, i64 N, i64 K, T* packed) {
         const T* b;
         i64 b_k, b_n, N, K;
         T* packed;
-    } job{b, b_k, b_n, N, K, packed};
-    auto panel = [](void* context, i64 p) {
+        i64 tasks;
+    } job{b, b_k, b_n, N, K, packed, N * K < 1 << 15 ? 1 : at_most(divide_up(N, NR), 4 * threads())};
+    auto range = [](void* context, i64 index) {
         const Job& j = *static_cast<Job*>(context);
-        pack_panel(j.b + p * NR * j.b_n, j.b_k, j.b_n, at_most(NR, j.N - p * NR), j.K, j.packed + p * NR * j.K);
+        const i64 panels = divide_up(j.N, NR);
+        for (i64 p = panels * index / j.tasks; p < panels * (index + 1) / j.tasks; p++)
+            pack_panel(j.b + p * NR * j.b_n, j.b_k, j.b_n, at_most(NR, j.N - p * NR), j.K, j.packed + p * NR * j.K);
     };
-    const i64 panels = divide_up(N, NR);
-    if (N * K < 1 << 15) {
-        for (i64 p = 0; p < panels; p++) panel(&job, p);
-    } else {
-        parallel(panels, panel, &job);
-    }
+    parallel(job.tasks, range, &job);
 }
