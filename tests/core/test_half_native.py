@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import zoo
+from zoo.core.errors import OpError
 from zoo.core.prims import TABLE
 from zoo.core.stats import stats
 
@@ -135,7 +136,7 @@ def test_a_mapped_weight_is_read_where_it_lies(cpu, half, rng, tmp_path):
     w, x = whole(rng, 70, 300, dtype=HALVES[half]), whole(rng, 9, 300)
     (tmp_path / "w").write_bytes(bytes(6) + w.tobytes())
     mapped = np.memmap(tmp_path / "w", np.uint8, "r")[6:].view(w.dtype).reshape(w.shape)
-    with pytest.raises(zoo.OpError, match="in a mapped file"):
+    with pytest.raises(OpError, match="in a mapped file"):
         cpu.pack(mapped, "linear")
     for rows in (1, 2, 9):
         np.testing.assert_array_equal(linear(cpu, x[:rows], mapped), exact(x[:rows], w))

@@ -34,7 +34,7 @@ class QuantizedLinear(Module):
     """A Linear whose weight is stored as `format` "int8" (a scale for each output) or "int4" (one for each 32 inputs):
     see ops.quantize. Weight and scale are not trained; gradients flow through to x."""
 
-    packs = {"weight": "linear", "scale": "linear"}  # noqa: RUF012 - a class attribute of the base
+    packs = {"weight": "linear", "scale": "scale"}  # noqa: RUF012 - a class attribute of the base
     buffers = ("weight", "scale")
     exact = ("scale",)
 

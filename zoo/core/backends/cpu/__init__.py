@@ -116,16 +116,17 @@ class CpuBackend(NumpyBackend):
         return super().bind(prim, [a.unpack() if type(a) is Packed else a for a in args], attrs)
 
     def pack(self, weight: np.ndarray, kind: str, groups: int = 1) -> Packed:
-        """A weight rearranged for its kernel: `kind` "linear" (N, K) or "conv" (O, *kernel, C / groups).
-        Raises OpError for what cannot be packed, and for a linear one in half precision that lies in a mapped file: it is
-        read from there nearly as fast, and to pack it would take longer than a short answer."""
+        """A weight rearranged for its kernel: `kind` "linear" (N, K), "scale" (of a rounded one) or "conv" (O, *kernel,
+        C / groups).
+        Raises OpError for what cannot be packed, and for a linear one in half precision that lies in a mapped file: it
+        is read from there nearly as fast, and to pack it would take longer than a short answer."""
         if kind == "linear" and weight.dtype in (bfloat16, float16) and file_of(weight) is not None:
             raise OpError(
                 f"it is {weight.dtype.name} in a mapped file",
                 "Products read it from there.",
                 what="a weight is not packed",
             )
-        packed = pack(self.native, weight, kind, groups)
+        packed = pack(self.native, weight, "linear" if kind == "scale" else kind, groups)
         let_go(weight)  # a mapped checkpoint would else be in memory twice
         return packed
 
