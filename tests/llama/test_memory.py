@@ -85,8 +85,9 @@ print(peak_memory() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="how much memory is used is asked of Linux")
 @pytest.mark.parametrize(("dtype", "share"), [("", 1.15), ("int8", 1.1), ("int4", 0.9)])
 def test_weights_are_in_memory_once(tmp_path, tiny, dtype, share):
-    """A model of 67 MB in bf16: as stored it takes its size, a tenth, and the 3.3 MB of one weight, packed for 40 rows; rounded, the half or a quarter of it, and the
-    40 MB in which zoo/hub/quantized.py rounds. Twice in memory would be 2, 1.5 and 1.25 of its size."""
+    """A model of 67 MB in bf16: as stored it takes its size, a tenth, and the 3.3 MB of one weight, packed for 40 rows;
+    rounded, the half or a quarter of it, and the 40 MB in which zoo/hub/quantized.py rounds. Twice in memory would be
+    2, 1.5 and 1.25 of its size."""
     shape = {"vocab_size": 512, "hidden_size": 640, "intermediate_size": 2560, "num_hidden_layers": 5,
              "num_attention_heads": 10}  # fmt: skip
     save(Llama(LlamaConfig(**shape)).init(0, "cpu"), tmp_path / "m", port="llama", dtype="bfloat16")
