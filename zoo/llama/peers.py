@@ -15,7 +15,7 @@ import numpy as np
 
 from zoo.bench.case import Run
 from zoo.bench.inputs import threads
-from zoo.llama.bench import SEEN, SHAPES, Weights, ids
+from zoo.llama.bench import SEEN, SHAPES, WRITTEN, Weights, ids
 from zoo.llama.config import LlamaConfig
 
 # --- transformers -----------------------------------------------------------------------------------------------------
@@ -54,15 +54,15 @@ def decode_transformers(model: str, format: str) -> dict[str, Run]:
 
     def variant(kind: str) -> Run:
         network, cache = _transformers(SHAPES[model], kind), DynamicCache()
-        *seen, token = ids(SEEN + 1)
+        text = torch.tensor([ids(SEEN + WRITTEN)])
         with torch.inference_mode():
-            network(torch.tensor([seen]), past_key_values=cache, logits_to_keep=1)
-        last = torch.tensor([[token]])
+            network(text[:, :SEEN], past_key_values=cache, logits_to_keep=1)
 
         def run() -> Any:
             with torch.inference_mode():
-                logits = network(last, past_key_values=cache).logits[0, -1]
-                cache.crop(-1)
+                for i in range(SEEN, SEEN + WRITTEN):
+                    logits = network(text[:, i : i + 1], past_key_values=cache).logits[0, -1]
+                cache.crop(-WRITTEN)
             return logits
 
         return run
@@ -166,10 +166,13 @@ class _LlamaCpp:
         row = self.api.llama_get_logits_ith(self.context, -1)
         return np.ctypeslib.as_array(row, shape=(self.shape.vocab_size,)).copy()
 
-    def repeated(self, tokens: list[int], after: int) -> Callable[[], np.ndarray]:
+    def repeated(self, parts: list[list[int]], after: int) -> Callable[[], np.ndarray]:
+        """Reads one part after the other, behind the first `after` tokens that it holds."""
+
         def run() -> np.ndarray:
             self.forget(after)
-            self.read(tokens)
+            for tokens in parts:
+                self.read(tokens)
             return self.logits()
 
         return run
@@ -177,10 +180,10 @@ class _LlamaCpp:
 
 def decode_llama_cpp(model: str, format: str) -> Run:
     context = _LlamaCpp(SHAPES[model], format, 2 * SEEN)
-    *seen, token = ids(SEEN + 1)
-    context.read(seen)
-    return context.repeated([token], SEEN)
+    text = ids(SEEN + WRITTEN)
+    context.read(text[:SEEN])
+    return context.repeated([[token] for token in text[SEEN:]], SEEN)
 
 
 def prompt_llama_cpp(model: str, format: str, tokens: int) -> Run:
-    return _LlamaCpp(SHAPES[model], format, tokens).repeated(ids(tokens), 0)
+    return _LlamaCpp(SHAPES[model], format, tokens).repeated([ids(tokens)], 0)
