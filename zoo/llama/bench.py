@@ -30,7 +30,7 @@ SHAPES = {
 }  # fmt: skip
 SPREAD = 0.07  # of numbers between -0.5 and 0.5: a deviation of 0.02, as models of this kind begin
 SEEN, WRITTEN = 128, 16
-"""Tokens in the cache when more are written, and how many: one alone would run after the peers had filled the caches."""
+"""Tokens in the cache when more are written, and how many: one alone would find the caches full of the peers."""
 DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 
 
