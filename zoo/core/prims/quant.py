@@ -90,7 +90,8 @@ def _qlinear_vjp(o: Any, g: Any, x: Any, q: Any, scale: Any, bias: Any, y: Any, 
     if activation is not None:
         return NotImplemented
     dx, *_ = _qmatmul_vjp(o, g, x, q, scale, y, format=format)
-    return dx, None, None, lambda: o.sum(o.reshape(g, shape=(-1, g.shape[-1])), axis=0)
+    rows = (math.prod(g.shape[:-1]), g.shape[-1])
+    return dx, None, None, lambda: o.sum(o.reshape(g, shape=rows), axis=0)
 
 
 @composite(_qlinear_infer, _qlinear_vjp, keep="x")
