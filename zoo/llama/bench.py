@@ -103,14 +103,14 @@ def _decode(format: str, *peers: str) -> Case:
     settings = {"model": "1.1B", "format": format}
     # logits of rounded weights: llama.cpp rounds in other groups than we do
     return Case(f"1.1B {format} decode", "tokens/s", WRITTEN, "zoo.llama.bench:decode", named, settings,
-                group="decode", agree=0.05)  # fmt: skip
+                group="LLaMA, writing", agree=0.05)  # fmt: skip
 
 
 def _prompt(format: str, tokens: int = 256) -> Case:
     named = {name: path.format("prompt") for name, path in PEERS.items()}
     settings = {"model": "1.1B", "format": format, "tokens": tokens}
     return Case(f"1.1B {format} prompt of {tokens}", "tokens/s", tokens, "zoo.llama.bench:prompt", named, settings,
-                group="prompt", agree=0.05)  # fmt: skip
+                group="LLaMA, reading", agree=0.05)  # fmt: skip
 
 
 CASES = (

@@ -81,23 +81,24 @@ def train_step(shape: str, batch: int) -> Run:
 def _forward(shape: str, batch: int) -> Case:
     peers = {name: f"zoo.resnet.peers:forward_{name}" for name in ("torch", "onnxruntime", "openvino")}
     settings = {"shape": shape, "batch": batch}
-    return Case(f"{shape}, batch {batch}", "pictures/s", batch, "zoo.resnet.bench:forward", peers, settings)
+    return Case(f"{shape}, batch {batch}", "pictures/s", batch, "zoo.resnet.bench:forward", peers, settings,
+                group="ResNet-50")  # fmt: skip
 
 
 def _forward_int8(shape: str, batch: int) -> Case:
     """Activations are quantised by tile as they come here, by tensor and beforehand there: the results differ."""
     peers = {name: f"zoo.resnet.peers:forward_{name}" for name in ("onnxruntime", "openvino")}
     settings = {"shape": shape, "batch": batch, "dtype": "int8"}
-    name = f"{shape} int8, batch {batch}"
-    return Case(name, "pictures/s", batch, "zoo.resnet.bench:forward", peers, settings, agree=0.05)
+    return Case(f"{shape} int8, batch {batch}", "pictures/s", batch, "zoo.resnet.bench:forward", peers, settings,
+                group="ResNet-50 in int8", agree=0.05)  # fmt: skip
 
 
 def _train(shape: str, batch: int) -> Case:
     peers = {"torch": "zoo.resnet.peers:train_step"}
     settings = {"shape": shape, "batch": batch}
     # the loss after as many steps as each candidate happened to take
-    name = f"{shape} training, batch {batch}"
-    return Case(name, "pictures/s", batch, "zoo.resnet.bench:train_step", peers, settings, agree=0.2)
+    return Case(f"{shape} training, batch {batch}", "pictures/s", batch, "zoo.resnet.bench:train_step", peers, settings,
+                group="training ResNets", agree=0.2)  # fmt: skip
 
 
 CASES = (
