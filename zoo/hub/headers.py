@@ -81,7 +81,7 @@ def _one(repo: Repository, remote: RemoteFile) -> TensorFile:
         infos, metadata = safetensors.check_header(file[8:end], file.size - end, what)
         return _without_data(remote.name, infos, metadata)
     if torch_file.is_one(head):
-        return _without_data(remote.name, torch_file.describe(file, what), {})
+        return _without_data(remote.name, *torch_file.describe(file, what))
     raise WeightsError(what, "it is neither a safetensors file nor one of torch.save", "Use another checkpoint.")
 
 

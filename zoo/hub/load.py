@@ -152,7 +152,7 @@ def identify(checkpoint: refs.Checkpoint, tensors: TensorFile, port: Port | str 
     published = checkpoint.config()
     named = tensors.metadata.get("zoo.port") if ours else (published or {}).get("model_type")
     if wanted is None:
-        wanted = _port_named(named) or _port_that_recognises(checkpoint, tensors.infos)
+        wanted = _port_named(named) or _port_that_recognises(checkpoint, tensors)
     elif named is not None and named != wanted.name and (ours or _port_named(named) is not None):
         raise WeightsError(
             f"cannot use {checkpoint.shown} with {wanted.name}",
@@ -164,7 +164,7 @@ def identify(checkpoint: refs.Checkpoint, tensors: TensorFile, port: Port | str 
     if published is not None and (ours or published.get("model_type") == wanted.name):
         config = config_from_json(wanted, published, checkpoint.shown)
     else:
-        config = _config_without_json(wanted, checkpoint, tensors.infos)
+        config = _config_without_json(wanted, checkpoint, tensors)
         if config is None:
             raise _not_recognised(checkpoint, tensors.infos, [wanted.name])
     return Identified(wanted, config, IDENTITY if ours else wanted.table(config))
@@ -174,15 +174,15 @@ def _port_named(name: Any) -> Port | None:
     return ports.get(name) if isinstance(name, str) and name in ports.names() else None
 
 
-def _port_that_recognises(checkpoint: refs.Checkpoint, infos: Mapping[str, TensorInfo]) -> Port:
+def _port_that_recognises(checkpoint: refs.Checkpoint, tensors: TensorFile) -> Port:
     for name in ports.names():
         try:
             candidate = ports.get(name)
         except ZooError:
             continue  # a third party's port that cannot be imported must not stop the others
-        if _config_without_json(candidate, checkpoint, infos) is not None:
+        if _config_without_json(candidate, checkpoint, tensors) is not None:
             return candidate
-    raise _not_recognised(checkpoint, infos, ports.names())
+    raise _not_recognised(checkpoint, tensors.infos, ports.names())
 
 
 def _not_recognised(checkpoint: refs.Checkpoint, infos: Mapping[str, TensorInfo], tried: list[str]) -> WeightsError:
@@ -195,14 +195,14 @@ def _not_recognised(checkpoint: refs.Checkpoint, infos: Mapping[str, TensorInfo]
     )
 
 
-def _config_without_json(port: Port, checkpoint: refs.Checkpoint, infos: Mapping[str, TensorInfo]) -> Any:
-    from_directory = getattr(port.config, "from_directory", None)
-    if from_directory is not None and checkpoint.directory is not None:
-        found = from_directory(checkpoint.directory, infos)
-        if found is not None:
-            return found
-    from_tensors = getattr(port.config, "from_tensors", None)
-    return None if from_tensors is None else from_tensors(infos)
+def _config_without_json(port: Port, checkpoint: refs.Checkpoint, tensors: TensorFile) -> Any:
+    found = None
+    for name, beside in (("from_directory", checkpoint.directory), ("from_metadata", tensors.metadata)):
+        if found is None and beside is not None and (builder := getattr(port.config, name, None)) is not None:
+            found = builder(beside, tensors.infos)
+    if found is None and (builder := getattr(port.config, "from_tensors", None)) is not None:
+        found = builder(tensors.infos)
+    return found
 
 
 def _config_in(tensors: TensorFile) -> dict[str, Any]:

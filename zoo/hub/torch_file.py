@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
 import os
 import sys
@@ -76,6 +77,16 @@ class Stored:
     strides: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a file describes."""
+
+    tensors: dict[str, Stored]
+    beside: dict[str, str]
+    """As metadata: "beside.NAME" -> JSON, of dictionaries of numbers and text that lie beside the state dict, such as
+    the `dims` of OpenAI's Whisper."""
+
+
 def read(path: str | os.PathLike[str]) -> TensorFile:
     """Opens a file of torch.save that holds a state dict, alone or under one of WRAPPERS. `module.` before all names is
     taken away.
@@ -86,7 +97,8 @@ def read(path: str | os.PathLike[str]) -> TensorFile:
     path = Path(path)
     file = MappedFile(path)
     with _refusals(f"cannot read {path}"):
-        return TensorFile(path, _zip_places(file) if _is_zip(file) else _legacy_places(file), {})
+        places, beside = _zip_places(file) if _is_zip(file) else _legacy_places(file)
+        return TensorFile(path, places, beside)
 
 
 def is_one(head: bytes) -> bool:
@@ -94,14 +106,15 @@ def is_one(head: bytes) -> bool:
     return head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5")
 
 
-def describe(file: Bytes, what: str) -> dict[str, TensorInfo]:
-    """The tensors of such a file by name, from its description alone; their bytes are not looked at.
+def describe(file: Bytes, what: str) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors of such a file by name, and its metadata, from its description alone; the tensors' bytes are not
+    looked at.
 
     Raises WeightsError, whose first line is `what`, as `read` does.
     """
     with _refusals(what):
-        tensors = _zip(file)[0] if _is_zip(file) else _legacy(file)[0]
-        return {name: _info(name, tensor) for name, tensor in tensors.items()}
+        found = _zip(file)[0] if _is_zip(file) else _legacy(file)[0]
+        return {name: _info(name, tensor) for name, tensor in found.tensors.items()}, found.beside
 
 
 @contextlib.contextmanager
@@ -121,8 +134,8 @@ def _is_zip(file: Bytes) -> bool:
     return file[:4] == b"PK\x03\x04"
 
 
-def _zip(file: Bytes) -> tuple[dict[str, Stored], dict[str, tuple[int, int]], str, str]:
-    """The tensors; the members of the zip file; the directory of them all in it; the byte order of the numbers."""
+def _zip(file: Bytes) -> tuple[Contents, dict[str, tuple[int, int]], str, str]:
+    """What it holds; the members of the zip file; the directory of them all in it; the byte order of the numbers."""
     found = members(file)
     programs = [name for name in found if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(programs) != 1:
@@ -139,28 +152,28 @@ def _zip(file: Bytes) -> tuple[dict[str, Stored], dict[str, tuple[int, int]], st
         order = file[at : at + min(length, 8)].decode("ascii", "replace")
         if order not in ("little", "big"):
             raise Refused(f"it is damaged: its byte order is {order!r}")
-    tensors = _state_dict(Machine(NAMES, _storage).run(io.BytesIO(file[start : start + size])))
-    for name, tensor in tensors.items():
+    contents = _contents(Machine(NAMES, _storage).run(io.BytesIO(file[start : start + size])))
+    for name, tensor in contents.tensors.items():
         member = f"{root}data/{tensor.storage.key}"
         if member not in found:
             raise Refused(f"it is damaged: tensor {name[:80]} lies in {member[:80]!r}, which is not there")
         if found[member][1] < tensor.storage.whole * tensor.storage.dtype.itemsize:
             raise Refused(f"it is damaged: {member[:80]!r} is shorter than tensor {name[:80]} needs")
-    return tensors, found, root, order
+    return contents, found, root, order
 
 
-def _zip_places(file: MappedFile) -> dict[str, Place]:
-    tensors, found, root, order = _zip(file)
+def _zip_places(file: MappedFile) -> tuple[dict[str, Place], dict[str, str]]:
+    contents, found, root, order = _zip(file)
     places = {}
-    for name, tensor in tensors.items():
+    for name, tensor in contents.tensors.items():
         member = f"{root}data/{tensor.storage.key}"
         start, _ = span(file, member, *found[member])
         places[name] = _place(file, name, tensor, start, order != sys.byteorder)
-    return places
+    return places, contents.beside
 
 
-def _legacy(file: Bytes) -> tuple[dict[str, Stored], dict[str, Storage], list[str], int]:
-    """The tensors; the storages by key; the keys in the order in which these are stored; where the first one begins."""
+def _legacy(file: Bytes) -> tuple[Contents, dict[str, Storage], list[str], int]:
+    """What it holds; the storages by key; their keys in the order in which they lie; where the first one begins."""
     stored: dict[str, Storage] = {}
 
     def remember(identity: Any) -> Storage:
@@ -179,7 +192,7 @@ def _legacy(file: Bytes) -> tuple[dict[str, Stored], dict[str, Storage], list[st
         if machine.run(program) != PROTOCOL_VERSION:
             raise Refused("it is of a version of torch.save that is not known")
         machine.run(program)  # the machine that wrote it; storages are little-endian whatever it was
-        tensors = _state_dict(machine.run(program))
+        contents = _contents(machine.run(program))
         keys = machine.run(program)
     except Refused as refused:
         if program.tell() >= file.size and "damaged" in str(refused):
@@ -187,7 +200,7 @@ def _legacy(file: Bytes) -> tuple[dict[str, Stored], dict[str, Storage], list[st
         raise
     if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(stored):
         raise Refused("it is damaged: the storages it describes are not those it holds")
-    return tensors, stored, keys, program.tell()
+    return contents, stored, keys, program.tell()
 
 
 class _Program:
@@ -215,8 +228,8 @@ class _Program:
         return self._at
 
 
-def _legacy_places(file: MappedFile) -> dict[str, Place]:
-    tensors, stored, keys, at = _legacy(file)
+def _legacy_places(file: MappedFile) -> tuple[dict[str, Place], dict[str, str]]:
+    contents, stored, keys, at = _legacy(file)
     starts = {}
     for key in keys:
         size, at = int.from_bytes(file[at : at + 8], "little"), at + 8
@@ -226,10 +239,11 @@ def _legacy_places(file: MappedFile) -> dict[str, Place]:
         if size != stored[key].whole:
             raise Refused(f"it is damaged: storage {key[:80]!r} has {size:,} elements, {stored[key].whole:,} were said")
         starts[key], at = at, at + nbytes
-    return {
+    places = {
         name: _place(file, name, tensor, starts[tensor.storage.key], sys.byteorder == "big")
-        for name, tensor in tensors.items()
+        for name, tensor in contents.tensors.items()
     }
+    return places, contents.beside
 
 
 def _info(name: str, tensor: Stored) -> TensorInfo:
@@ -323,9 +337,10 @@ NAMES: dict[str, Any] = {
 """All that a file may name."""
 
 
-def _state_dict(value: Any) -> dict[str, Stored]:
+def _contents(value: Any) -> Contents:
     """The tensors by name, wherever a training program put them. Entries that are no tensors are left out."""
-    seen = []
+    seen: list[str] = []
+    beside: dict[str, str] = {}
     for _ in range(len(WRAPPERS) + 1):
         if type(value) is not dict:
             break
@@ -334,8 +349,13 @@ def _state_dict(value: Any) -> dict[str, Stored]:
         if tensors and inner is None:
             if all(name.startswith(PREFIX) for name in tensors):
                 tensors = {name.removeprefix(PREFIX): entry for name, entry in tensors.items()}
-            return tensors
+            return Contents(tensors, beside)
+        beside |= {f"beside.{name}": json.dumps(entry) for name, entry in value.items() if _is_plain(entry)}
         seen = [str(key)[:40] for key in list(value)[:8]]
         value = inner
     where = f"; it holds {', '.join(seen)}" if seen else ""
     raise Refused(f"it holds no state dict (names of tensors, alone or under {', '.join(WRAPPERS)}){where}")
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) is dict and all(type(entry) in (int, float, str, bool) for entry in value.values())

@@ -1,1 +1,2 @@
-"""Whisper: speech becomes text. Every checkpoint of transformers' WhisperForConditionalGeneration, and OpenAI's own."""
+"""Whisper: speech to text, in a hundred languages. Every checkpoint of transformers' WhisperForConditionalGeneration,
+and OpenAI's own files."""
