@@ -52,6 +52,9 @@ class Port:
     """`finetune([model], ...)` yields results; its signature becomes the options of `zoo finetune NAME`."""
     evaluate: Callable[..., Any] | None = None
     """`evaluate(model, ...)` yields results; its signature becomes the options of `zoo eval NAME`."""
+    documents: Callable[[Any], dict[str, dict[str, Any]]] | None = None
+    """`documents(config)`: the JSON files, by path, of a checkpoint that is published in several folders
+    (zoo/hub/components.py); {} where this one is not."""
     memory: Callable[[Any, int], dict[str, int]] | None = None
     """`memory(config, tokens)`: what it takes beside its weights for a text so long, by name, in bytes."""
     checkpoints: tuple[str, ...] = ()

@@ -117,13 +117,20 @@ def _memory(needed: dict[str, Any]) -> str:
     return f"{', and '.join(parts)}; {size(needed['available'])} are free: {room}"
 
 
+def _config(title: str, config: dict[str, Any]) -> list[tuple[str, str]]:
+    """A line, and another for each component that has a config of its own."""
+    parts = {name: value for name, value in config.items() if isinstance(value, dict)}
+    own = ", ".join(f"{name} {value}" for name, value in config.items() if name not in parts)
+    return [(title, own), *(line for name, part in parts.items() for line in _config(name, part))]
+
+
 def _text(document: dict[str, Any]) -> str:
     facts = [
         ("model", document["model"]),
         ("file", f"{document['file']} ({size(document['bytes'])}, {document['layout']} layout)"),
         ("parameters", f"{document['parameters']:,}{_rounded(document['quantized'])}"),
         ("memory", _memory(document["memory"])),
-        ("config", ", ".join(f"{name} {value}" for name, value in document["config"].items())),
+        *_config("config", document["config"]),
         *((name, value) for name, value in document["card"].items()),
         *((name, document["source"][name]) for name in ("repo", "revision", "commit", "licence") if document["source"]),
     ]

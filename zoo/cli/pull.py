@@ -44,7 +44,7 @@ def check(ref: str, revision: str | None, dtype: str | None, as_json: bool, quie
         "revision": repo.revision,
         "commit": repo.commit,
         "licence": repo.licence,
-        "files": {file.name: file.size for file in (*seen.weights, *repo.companions())},
+        "files": {file.name: file.size for file in seen.files},
         "download_bytes": seen.to_fetch,
         "memory_bytes": seen.memory,
         "tensors": [

@@ -6,17 +6,18 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from zoo.core.errors import WeightsError
 from zoo.core.tensor import Tensor
-from zoo.hub import adapter, quantized, refs, store
+from zoo.hub import adapter, components, quantized, refs, store
 from zoo.hub.download import Progress
-from zoo.hub.files import sync_directory, writing
+from zoo.hub.files import sync_directory, write_json, writing
 from zoo.hub.formats import read
 from zoo.hub.load import IDENTITY, identify, load
 from zoo.hub.mapped import TensorFile, TensorInfo, row_blocks
@@ -44,7 +45,8 @@ def export(
     merge: bool = False,
 ) -> Exported:
     """Writes the checkpoint that `ref` names as other programs read it: model.safetensors under the published names,
-    with config and tokenizer files. `directory` must be new or empty; it is whole or not there.
+    with config and tokenizer files; or a folder with these for each component, where it is published so. `directory`
+    must be new or empty; it is whole or not there.
 
     merge: `ref` is an adapter; what is written is its base with the change in its weights, in their dtype.
     Raises WeightsError if the checkpoint cannot be read or recognised, or the place cannot be written.
@@ -98,8 +100,17 @@ def export(
             with writing(directory):
                 made.mkdir(parents=True)
                 for path in base.companions():
-                    shutil.copyfile(path, made / path.name)
-            write_each(made / refs.WEIGHTS_FILE, infos, parts, METADATA)
+                    target = made / path.relative_to(path.parent if base.directory is None else base.directory)
+                    target.parent.mkdir(exist_ok=True)
+                    shutil.copyfile(path, target)
+            documents = known.port.documents(known.config) if known.port.documents is not None else {}
+            for name, document in documents.items():
+                if not (made / name).exists():
+                    write_json(made / name, document)
+            if not documents:
+                write_each(made / refs.WEIGHTS_FILE, infos, parts, METADATA)
+            for component, library in components.parse_index(made / components.INDEX).items() if documents else ():
+                _write_component(made / component / components.file_name(library), f"{component}.", infos, parts)
             with writing(directory):
                 with contextlib.suppress(FileNotFoundError):
                     directory.rmdir()
@@ -108,6 +119,13 @@ def export(
         finally:
             store.remove_tree(made)
     return Exported(directory, known.port.name, len(infos), total)
+
+
+def _write_component(file: Path, prefix: str, infos: Mapping[str, TensorInfo], parts: Callable[[str], Any]) -> None:
+    """The tensors whose names begin with `prefix`, without it; no file if there are none."""
+    own = {name.removeprefix(prefix): info for name, info in infos.items() if name.startswith(prefix)}
+    if own:
+        write_each(file, own, lambda name: parts(prefix + name), METADATA)
 
 
 class _Stored:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from zoo.core.errors import WeightsError
-from zoo.hub import consolidated, safetensors, sharded, torch_file
+from zoo.hub import components, consolidated, safetensors, sharded, torch_file
 from zoo.hub.mapped import MappedFile, TensorFile
 
 _NO_INDEX = "Name the index itself, or the directory."
@@ -14,17 +14,23 @@ _NO_INDEX = "Name the index itself, or the directory."
 
 def read(path: str | os.PathLike[str]) -> TensorFile:
     """Opens a checkpoint: safetensors, what torch.save wrote, the index of either in several
-    files, or the first of Meta's.
+    files or components, or the first of Meta's.
 
     Raises WeightsError if it is none of these, or is not whole.
     """
     path = Path(path)
     head = MappedFile(path)[:16]
+    if path.name == components.INDEX:
+        return components.read(path, _read_component)
     if _is_json(head):
         return sharded.read(path, _read_file)
     if path.name == consolidated.FIRST and len(consolidated.files(path)) > 1:
         return consolidated.read(path, _read_file)
     return _read_file(path)
+
+
+def _read_component(path: Path) -> TensorFile:
+    return sharded.read(path, _read_file) if _is_json(MappedFile(path)[:16]) else _read_file(path)
 
 
 def _read_file(path: Path) -> TensorFile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from zoo.core.errors import WeightsError
-from zoo.hub import safetensors, sharded, torch_file
+from zoo.hub import components, safetensors, sharded, torch_file
 from zoo.hub.mapped import TensorFile, TensorInfo
 from zoo.hub.remote import RemoteFile, Repository
 
@@ -18,16 +18,38 @@ def read(repo: Repository, weights: RemoteFile, directory: Path) -> TensorFile:
 
     Raises DownloadError; WeightsError if headers are damaged, or do not agree with the index.
     """
+    if weights.name != components.INDEX:
+        return _whole(repo, weights, directory)
+    infos = {}
+    for component, file in of_components(repo, directory).items():
+        part = _whole(repo, file, directory)
+        infos.update({f"{component}.{name}": info for name, info in part.infos.items()})
+    return _without_data(weights.name, infos, {})
+
+
+def of_components(repo: Repository, directory: Path) -> dict[str, RemoteFile]:
+    """Component -> its file of weights, or their index. The index of components is fetched into `directory`."""
+    found = {}
+    for component in components.parse_index(repo.get(components.INDEX, directory)):
+        if (name := components.chosen(repo.within(component))) is not None:
+            found[component] = repo.files[f"{component}/{name}"]
+        elif f"{component}/config.json" in repo.files:
+            raise components.without_weights(f"cannot use {repo.id}", component)
+    return found
+
+
+def _whole(repo: Repository, weights: RemoteFile, directory: Path) -> TensorFile:
+    """One file, or an index and what it names."""
     if not weights.name.endswith(".json"):
         return _one(repo, weights)
     index = sharded.parse_index(repo.get(weights.name, directory))
     infos: dict[str, TensorInfo] = {}
     metadata: dict[str, str] = {}
-    for shard in shards(repo, index):
-        header = _one(repo, shard)
+    for shard in shards(repo, weights, index):
+        header, file = _one(repo, shard), shard.name.rpartition("/")[2]
         for name, info in header.infos.items():
-            if index.get(name) != shard.name:
-                why = f"{shard.name} holds {name[:80]}, which its index puts into {index.get(name, 'no file')}"
+            if index.get(name) != file:
+                why = f"{file} holds {name[:80]}, which its index puts into {index.get(name, 'no file')}"
                 raise WeightsError(f"cannot use {repo.id}", why, "Tell its owner, or use another checkpoint.")
             infos[name] = info
         metadata.update(header.metadata)
@@ -37,9 +59,10 @@ def read(repo: Repository, weights: RemoteFile, directory: Path) -> TensorFile:
     return _without_data(weights.name, {name: infos[name] for name in index}, metadata)
 
 
-def shards(repo: Repository, index: dict[str, str]) -> list[RemoteFile]:
-    """The files that an index names. Raises WeightsError if the repository lacks one."""
-    names = sorted(set(index.values()))
+def shards(repo: Repository, weights: RemoteFile, index: dict[str, str]) -> list[RemoteFile]:
+    """The files that the index `weights` names, beside it. Raises WeightsError if the repository lacks one."""
+    folder = weights.name[: weights.name.rfind("/") + 1]
+    names = sorted({folder + name for name in index.values()})
     if absent := [name for name in names if name not in repo.files]:
         why = f"its index names {absent[0]}, which the repository does not hold"
         raise WeightsError(f"cannot use {repo.id}", why, "Use another revision, or another checkpoint.")

@@ -287,10 +287,12 @@ def save(
         **quantized.metadata(model),
         **(metadata or {}),
     }
-    for path in model.source.companions() if model.source is not None else ():
-        if path.name != refs.CONFIG_FILE and path.parent.resolve() != directory.resolve():
-            with atomic(directory / path.name) as part:
-                shutil.copyfile(path, part)
+    source = None if model.source is None else model.source.directory
+    if source is not None and source.resolve() != directory.resolve():
+        for path in model.source.companions():
+            if path != source / refs.CONFIG_FILE:
+                with atomic(directory / path.relative_to(source)) as part:
+                    shutil.copyfile(path, part)
     write_json(directory / refs.CONFIG_FILE, config)
     if card is not None:
         write_json(directory / refs.CARD_FILE, card)

@@ -18,7 +18,7 @@ import zoo
 from zoo.core.dtype import dtype as dtype_of
 from zoo.core.dtype import is_float
 from zoo.core.errors import DownloadError, WeightsError
-from zoo.hub import headers, quantized, refs, remote, sharded, store
+from zoo.hub import components, headers, quantized, refs, remote, sharded, store
 from zoo.hub.consolidated import PARAMS
 from zoo.hub.download import Progress
 from zoo.hub.files import write_json, writing
@@ -31,6 +31,7 @@ from zoo.hub.safetensors import write_each
 from zoo.hub.table import Plan, Step
 from zoo.nn.quantized import FORMATS, formats, quantize
 
+_CONFIGS = ("config.json", components.INDEX)
 TRANSLATOR = 1
 """Version of what `pull` makes of a checkpoint: raised when that changes, so that older ones are made anew."""
 
@@ -56,7 +57,12 @@ class Preview:
 
     @property
     def to_fetch(self) -> int:
-        return sum(file.size for file in (*self.weights, *self.repo.companions()))
+        return sum(file.size for file in self.files)
+
+    @property
+    def files(self) -> list[RemoteFile]:
+        """All that is fetched, each once: an index of components is a companion too."""
+        return list({file.name: file for file in (*self.weights, *self.repo.companions())}.values())
 
     @property
     def memory(self) -> int:
@@ -85,17 +91,22 @@ def preview(repo: Repository, directory: Path, dtype: Any = None) -> Preview:
     weights = repo.weights()
     if weights is None:
         raise remote.no_weights(repo)
-    for name in {refs.CONFIG_FILE, PARAMS} & set(repo.files):
-        repo.get(name, directory)
+    whole = weights.name == components.INDEX
+    for file in repo.companions():
+        if file.name in (refs.CONFIG_FILE, PARAMS) or (whole and file.name.endswith(_CONFIGS)):
+            repo.get(file.name, directory)
     tensors = headers.read(repo, weights, directory)
     return _preview(repo, _files(repo, weights, directory), tensors, directory, dtype)
 
 
 def _files(repo: Repository, weights: RemoteFile, directory: Path) -> list[RemoteFile]:
-    """The weights and, where they are an index that lies in `directory`, its shards."""
+    """The weights and, where they are an index that lies in `directory`, what it names."""
     if not weights.name.endswith(".json"):
         return [weights]
-    return [weights, *headers.shards(repo, sharded.parse_index(directory / weights.name))]
+    if weights.name == components.INDEX:
+        parts = headers.of_components(repo, directory).values()
+        return [weights, *(file for part in parts for file in _files(repo, part, directory))]
+    return [weights, *headers.shards(repo, weights, sharded.parse_index(directory / weights.name))]
 
 
 def _preview(repo: Repository, weights: list[RemoteFile], tensors: TensorFile, directory: Path, dtype: Any) -> Preview:
@@ -177,7 +188,7 @@ def _is_current(had: dict[str, Any], commit: str | None, kept_as: str) -> bool:
 
 
 def _make_room(repo: Repository, published: Path, to_fetch: int, to_write: int) -> None:
-    here = sum(path.stat().st_size for path in published.iterdir()) if published.is_dir() else 0
+    here = sum(path.stat().st_size for path in published.rglob("*") if path.is_file())
     needed = max(to_fetch - here, 0) + to_write
     parent = refs.weights_dir()
     free = shutil.disk_usage(parent).free
@@ -196,7 +207,7 @@ def _write(
         "revision": repo.revision,
         "commit": repo.commit,
         "licence": repo.licence,
-        "files": {f.name: {"size": f.size, **_hash(f)} for f in (*made.weights, *repo.companions())},
+        "files": {f.name: {"size": f.size, **_hash(f)} for f in made.files},
         "port": port,
         "dtype": kept_as,
         "layout": "published" if made.as_published else LAYOUT,
@@ -207,6 +218,7 @@ def _write(
         store.remove_tree(directory)
         directory.mkdir(parents=True)
         for file in repo.companions():
+            (directory / file.name).parent.mkdir(exist_ok=True)
             shutil.copyfile(published / file.name, directory / file.name)
     step_to = {step.target: step for step in made.plan.steps}
     done = 0

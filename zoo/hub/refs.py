@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from zoo.core.errors import WeightsError
+from zoo.hub import components
 from zoo.hub.files import read_json
 
 PROJECT = "zoo-models"
 WEIGHTS_FILE = "model.safetensors"
-WHOLE = (WEIGHTS_FILE, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
-         "consolidated.00.pth")  # fmt: skip
+WHOLE = (WEIGHTS_FILE, components.INDEX, "model.safetensors.index.json", "pytorch_model.bin",
+         "pytorch_model.bin.index.json", "consolidated.00.pth")  # fmt: skip
 """Files that are a directory's checkpoint whatever else lies there, best first."""
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th")
 """Where none of these is there, the only file of the first of these kinds that is."""
@@ -34,7 +35,7 @@ PROVENANCE_FILE = "provenance.json"
 """Of a checkpoint that was pulled: from where, which commit, the hashes, how it was translated (zoo/hub/pull.py)."""
 
 COMPANIONS = re.compile(
-    r"(config|params|[\w-]+_config|tokenizer|vocab|added_tokens|special_tokens_map|normalizer|labels)\.json"
+    r"(config|params|model_index|[\w-]+_config|tokenizer|vocab|added_tokens|special_tokens_map|normalizer|labels)\.json"
     r"|merges\.txt|vocab\.txt|[\w-]+\.(model|tiktoken|jinja)|LICEN[CS]E[\w.-]*|NOTICE[\w.-]*",
     re.ASCII,
 )
@@ -80,8 +81,14 @@ class Checkpoint:
         return self.directory is not None and self.file.name == ADAPTER_FILE
 
     def companions(self) -> list[Path]:
-        """The files beside the weights that go with them wherever they go: COMPANIONS."""
-        beside = sorted(self.directory.iterdir()) if self.directory is not None else []
+        """The files beside the weights that go with them wherever they go: COMPANIONS, in the directory itself and in
+        the folders of components."""
+        if self.directory is None:
+            return []
+        index, folders = self.directory / components.INDEX, [self.directory]
+        if index.is_file():
+            folders += [self.directory / name for name in components.parse_index(index)]
+        beside = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())]
         return [path for path in beside if COMPANIONS.fullmatch(path.name) and path.is_file()]
 
     def _json(self, name: str) -> dict[str, Any] | None:

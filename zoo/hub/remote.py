@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from zoo.core.errors import DownloadError, WeightsError
-from zoo.hub import refs
+from zoo.hub import components, refs
 from zoo.hub.consolidated import FIRST, SECOND
 from zoo.hub.download import Progress, fetch
 from zoo.hub.request import PATIENCE, Forbidden, Patience, peek
 
 COMPANION_LIMIT = 100 << 20  # bytes; the largest tokenizers take 35 MB
-_PLAIN = re.compile(r"[\w-][\w.-]*", re.ASCII)
+_PLAIN = re.compile(r"([A-Za-z]\w*/)?[\w-][\w.-]*", re.ASCII)
+"""A file at the top, or in a folder that can be a component's: no name leads anywhere else."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Repository:
     licence: str
     gated: bool
     files: dict[str, RemoteFile]
-    """Those at its top, by name: nothing deeper is of use here, and no name leads anywhere."""
+    """Those at its top, by name; where it has an index of components, "folder/name" too. Nothing deeper is of use
+    here."""
     endpoint: str
     token: str
     patience: Patience = PATIENCE
@@ -66,13 +68,25 @@ class Repository:
             if name in self.files and not (name == FIRST and SECOND in self.files):
                 return self.files[name]
         for suffix in refs.SUFFIXES:
-            named = [file for name, file in self.files.items() if name.endswith(suffix)]
+            named = [file for name, file in self.files.items() if name.endswith(suffix) and "/" not in name]
             if named:
                 return named[0] if len(named) == 1 else None
         return None
 
     def companions(self) -> list[RemoteFile]:
-        return [f for name, f in self.files.items() if refs.COMPANIONS.fullmatch(name) and f.size <= COMPANION_LIMIT]
+        """The small files that go with the weights: refs.COMPANIONS, in the folders of components too where it has
+        some."""
+        found = []
+        for name, file in self.files.items():
+            folder, _, plain = name.rpartition("/")
+            used = not folder or (components.INDEX in self.files and folder not in components.LEFT_OUT)
+            if used and refs.COMPANIONS.fullmatch(plain) and file.size <= COMPANION_LIMIT:
+                found.append(file)
+        return found
+
+    def within(self, folder: str) -> list[str]:
+        """Names of the files in a folder."""
+        return [name.removeprefix(f"{folder}/") for name in self.files if name.startswith(f"{folder}/")]
 
     def head(self, name: str, start: int, stop: int) -> bytes:
         """Some bytes of a file. Raises DownloadError."""
@@ -114,9 +128,16 @@ def find(repo_id: str, revision: str | None = None, patience: Patience = PATIENC
                 _explain(error, repo_id, revision, endpoint)
             time.sleep(patience.backoff * 2**attempt)
     files = {}
-    for entry in info.siblings or ():
+    siblings = info.siblings or ()
+    deep = any(entry.rfilename == components.INDEX for entry in siblings)
+    for entry in siblings:
         name = entry.rfilename
-        if _PLAIN.fullmatch(name) and entry.size is not None and (entry.blob_id or entry.lfs):
+        if (
+            _PLAIN.fullmatch(name)
+            and (deep or "/" not in name)
+            and entry.size is not None
+            and (entry.blob_id or entry.lfs)
+        ):
             sha256 = entry.lfs.sha256 if entry.lfs else ""
             files[name] = RemoteFile(name, entry.size, sha256, entry.blob_id or "")
     licence = info.card_data.get("license") if info.card_data else None
@@ -190,6 +211,6 @@ def _gated(repo_id: str, page: str, known: bool) -> DownloadError:
 
 def no_weights(repo: Repository) -> WeightsError:
     """For a repository without a file of weights at its top, or with several."""
-    found = [name for name in repo.files if name.endswith(refs.SUFFIXES)]
+    found = [name for name in repo.files if name.endswith(refs.SUFFIXES) and "/" not in name]
     why = f"it holds several: {', '.join(found[:4])}" if found else "it holds no safetensors and no PyTorch file"
     return WeightsError(f"cannot use {repo.id}", why, "Download the one that you mean and name it: --weights FILE.")
