@@ -160,7 +160,7 @@ def main() -> None:
             save(model_of(family, "numpy"), Path(place, "ours"), port="stable_diffusion")
             export(Path(place, "ours"), Path(place, "published"))
             stored |= {f"{family}.{name}": value for name, value in theirs(Path(place, "published")).items()}
-    np.savez_compressed(OUT, **stored)
+    np.savez_compressed(OUT, **stored)  # type: ignore[arg-type]
     print(f"{OUT}: {len(FAMILIES)} families, diffusers {diffusers.__version__}")
 
 
