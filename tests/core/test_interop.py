@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -155,3 +156,12 @@ def test_the_ops_agree_with_torch(torch: Any) -> None:
     ))  # fmt: skip
     for ours, theirs in pairs:
         assert np.allclose(ours.numpy(), theirs.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_arrays_out_of_pickles_are_taken_by_the_kernels(device: Any) -> None:
+    """Their dtypes are copies of numpy's own, equal and not the same object."""
+    x = pickle.loads(pickle.dumps(np.linspace(-2, 2, 24, dtype=np.float32).reshape(1, 12, 2)))
+    assert x.dtype is not float32
+    t = zoo.Tensor(device.from_host(x), device)
+    assert t.dtype is float32 and np.shares_memory(t.handle, x)
+    assert np.allclose(ops.gelu(t), ops.gelu(zoo.tensor(x.tolist(), float32, device)), rtol=0, atol=1e-7)

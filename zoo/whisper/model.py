@@ -128,7 +128,10 @@ class Whisper(Module):
 
     def __call__(self, features: Tensor, ids: Tensor) -> Tensor:
         """features (B, T, num_mel_bins), ids (B, L), what the decoder reads -> logits (B, L, vocab_size)."""
-        encoded = self.encode(features)
+        return self.read(self.encode(features), ids)
+
+    def read(self, encoded: Tensor, ids: Tensor) -> Tensor:
+        """The same from what `encode` gave."""
         x, call = self._embedded(ids, 0), recomputed if self.recompute else DecoderLayer.__call__
         for layer in self.model.decoder.layers:
             x = call(layer, x, encoded)
