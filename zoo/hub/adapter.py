@@ -25,8 +25,9 @@ _UNKNOWN = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "lay
 """Settings that change what an adapter means, and are not known here where they are set."""
 
 
-def save(model: Module, directory: Path, base: str) -> Path:
-    """Writes the adapter of a model that `lora.attach` changed. `base` is the REF of the model it belongs to."""
+def save(model: Module, directory: Path, base: str, *, task_type: str | None = "CAUSAL_LM") -> Path:
+    """Writes the adapter of a model that `lora.attach` changed. `base` is the REF of the model it belongs to, and
+    `task_type` which of its wrappers PEFT puts around that; None: the one that passes every argument on."""
     found = lora.layers(model)
     first = next(iter(found.values()))
     rank = first.lora_A.weight.shape[0]
@@ -37,7 +38,7 @@ def save(model: Module, directory: Path, base: str) -> Path:
     }
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": task_type,
         "base_model_name_or_path": base,
         "r": rank,
         "lora_alpha": first.scale * rank,

@@ -1,0 +1,233 @@
+"""Recordings with their texts, for training: a manifest in JSON lines becomes batches of features and tokens.
+
+    {"audio": "talk.flac", "text": "And so, my fellow Americans", "language": "en", "start": 3.2, "end": 9.0}
+
+audio     a file, beside the manifest or with its whole path; no more sound than the model hears at once
+text      what is said. With timestamps, "<|0.00|> And so<|1.20|>", where they are in it, is learned with them; else
+          the model is told that there are none
+language  a code as in "en"; that of the option where it is absent
+start end which seconds of the file; from its beginning and to its end where they are absent
+prompt    what was said before: seen, not learned
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.core.errors import DataError
+from zoo.core.random import Generator
+from zoo.data.loader import Loader, stream
+from zoo.whisper.audio import HOP, SAMPLE_RATE, log_mel
+from zoo.whisper.augment import SpecAugment
+from zoo.whisper.config import WhisperConfig
+from zoo.whisper.recording import Recording
+from zoo.whisper.tokenizer import Tokenizer
+
+IGNORED = -100
+"""A target that is not learned (as in transformers)."""
+SHOWN = 8
+"""Bad rows that an error tells of."""
+SPREAD = 16
+"""Batches among which rows are sorted by length."""
+_TIMESTAMP = re.compile(r"<\|(\d+\.\d\d)\|>")
+_FORM = 'A row is {"audio": FILE, "text": ...}, and may have language, start, end and prompt.'
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A stretch of a recording and its tokens: `ids` from the prompt to the end, of which all after `given` are
+    learned."""
+
+    path: Path
+    start: float
+    seconds: float
+    ids: tuple[int, ...]
+    given: int
+
+    def samples(self) -> np.ndarray:
+        with Recording(self.path, lambda _: None) as recording:
+            return recording.read(round(self.start * SAMPLE_RATE), round(self.seconds * SAMPLE_RATE))
+
+
+# rows
+
+
+def files(path: Path) -> tuple[Path, Path | None]:
+    """(training manifest, validation manifest or None) of a file, or of a directory with train.jsonl and valid.jsonl.
+    Raises DataError if there is nothing to train on."""
+    if path.is_file():
+        return path, None
+    train, valid = path / "train.jsonl", path / "valid.jsonl"
+    if not train.is_file():
+        why = "it holds no train.jsonl" if path.is_dir() else "it is no file and no directory"
+        raise DataError(f"there is nothing to train on in {path}", why, _FORM)
+    return train, valid if valid.is_file() else None
+
+
+def read(path: Path, tokenizer: Tokenizer, config: WhisperConfig, *, language: str, task: str) -> list[Clip]:
+    """The clips of a manifest. Raises DataError that names every row that cannot be used, by its line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}", str(error), "Give a file of JSON lines in UTF-8.") from error
+    clips, wrong = [], []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                clips.append(_clip(json.loads(line), path.parent, tokenizer, config, language, task))
+            except DataError as error:
+                wrong.append(f"line {number}: {error.what}: {error.why}")
+            except ValueError as error:
+                wrong.append(f"line {number}: {error}")
+    if wrong:
+        rows = f"{len(wrong)} of {len(wrong) + len(clips)} rows"
+        more = f"\n... and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise DataError(f"cannot use {rows} of {path}", "\n".join(wrong[:SHOWN]) + more, _FORM)
+    if not clips:
+        raise DataError(f"there is nothing in {path}", "it has no rows", _FORM)
+    return clips
+
+
+def _clip(row: Any, folder: Path, tokenizer: Tokenizer, config: WhisperConfig, language: str, task: str) -> Clip:
+    if not isinstance(row, dict):
+        raise ValueError("it is no JSON object")
+    for name in ("audio", "text"):
+        if not isinstance(row.get(name), str):
+            raise ValueError(f"it has {', '.join(map(repr, row)) or 'nothing'}, and no {name}")
+    path = folder / row["audio"]
+    start, seconds = _span(row, path, config.frames * HOP / SAMPLE_RATE)
+    before = _before(row, tokenizer, config)
+    sot = tokenizer.sot_sequence(_language(row, tokenizer, language), task)
+    text = _tokens(row["text"], tokenizer, seconds)
+    ids = (*before, *sot, *text, tokenizer.eot)
+    if len(ids) - 1 > config.max_target_positions:
+        raise ValueError(f"its text is {len(ids) - 1} tokens; the model writes {config.max_target_positions} at once")
+    return Clip(path, start, seconds, ids, len(before))
+
+
+def _span(row: dict[str, Any], path: Path, window: float) -> tuple[float, float]:
+    """(start, length) in seconds."""
+    with Recording(path, lambda _: None) as recording:
+        whole = recording.duration
+        if whole is None:  # a stream that does not say: read it once
+            recording.read(1 << 60, 1)
+            whole = recording.duration or 0.0
+    start, end = row.get("start", 0.0), row.get("end", whole)
+    if not all(isinstance(place, int | float) for place in (start, end)) or not 0 <= start < end:
+        raise ValueError(f"it is from {start} to {end} seconds" if whole else f"{path} holds no sound")
+    if end > whole + 0.05:
+        raise ValueError(f"it ends at {end:g} s; {path} has {whole:.2f} s")
+    seconds = min(end, whole) - start
+    if seconds > window + 1e-3:
+        raise ValueError(f"it is {seconds:.2f} s long; the model hears {window:g} s at once: cut it with start and end")
+    return float(start), float(seconds)
+
+
+def _language(row: dict[str, Any], tokenizer: Tokenizer, language: str) -> str:
+    found = row.get("language", language)
+    if tokenizer.multilingual and found not in tokenizer.languages:
+        raise ValueError(f"the model does not know the language {found!r}")
+    if not tokenizer.multilingual and found != "en":
+        raise ValueError(f"the language is {found!r}; this model knows English only")
+    return str(found)
+
+
+def _before(row: dict[str, Any], tokenizer: Tokenizer, config: WhisperConfig) -> list[int]:
+    """The prompt's last tokens, as many as a decoder keeps (openai/whisper decoding.py)."""
+    prompt = row.get("prompt") or ""
+    if not isinstance(prompt, str):
+        raise ValueError("prompt is no text")
+    ids = tokenizer.encode(" " + prompt.strip())[-(config.max_target_positions // 2 - 1) :] if prompt.strip() else []
+    return [tokenizer.sot_prev, *ids] if ids else []
+
+
+def _tokens(text: str, tokenizer: Tokenizer, seconds: float) -> list[int]:
+    """With a space before, as Whisper writes. Timestamps in the text become their tokens."""
+    parts = _TIMESTAMP.split(text)  # text, seconds, text, seconds, ...
+    if not any(part.strip() for part in parts[::2]):
+        raise ValueError("its text is empty")
+    if len(parts) == 1:
+        return [tokenizer.no_timestamps, *tokenizer.encode(" " + text.strip())]
+    ids, last = [], 0.0
+    for i, part in enumerate(parts):
+        if i % 2:
+            time = float(part)
+            if not last <= time <= seconds + 0.02:
+                raise ValueError(f"its timestamp <|{part}|> is after the end, {seconds:.2f} s, or before the last one")
+            ids.append(tokenizer.timestamp_begin + round(time / 0.02))
+            last = time
+        elif part.strip():
+            ids += tokenizer.encode(" " + part.strip())
+    return ids
+
+
+# batches
+
+
+class Clips:
+    """Rows for a Loader: features, and tokens in and out, worked out when they are asked for."""
+
+    def __init__(self, clips: Sequence[Clip], config: WhisperConfig, filler: int):
+        self.clips, self.config, self.filler = clips, config, filler
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        """features (B, T, n_mels), input ids (B, L), targets (B, L), frames of sound (B,). Windows are filled with
+        silence, as the model was trained; L is that of the longest text."""
+        chosen = [self.clips[int(row)] for row in rows]
+        window = self.config.frames * HOP
+        features = np.empty((len(chosen), self.config.frames, self.config.num_mel_bins), np.float32)
+        frames = np.empty(len(chosen), np.int32)
+        longest = max(len(clip.ids) for clip in chosen) - 1
+        inputs = np.full((len(chosen), longest), self.filler, np.int32)
+        targets = np.full((len(chosen), longest), IGNORED, np.int32)
+        for i, clip in enumerate(chosen):
+            samples = clip.samples()[:window]
+            features[i] = log_mel(np.pad(samples, (0, window - len(samples))), self.config.num_mel_bins)
+            frames[i] = min(-(-len(samples) // HOP), self.config.frames)
+            inputs[i, : len(clip.ids) - 1] = clip.ids[:-1]
+            targets[i, clip.given : len(clip.ids) - 1] = clip.ids[clip.given + 1 :]
+        return features, inputs, targets, frames
+
+
+class ByLength(Loader):
+    """Batches of texts about as long as each other, so that little is filler. Who is with whom, and the order of the
+    batches, is a function of the seed and the epoch."""
+
+    def __init__(self, data: Clips, batch: int, *, seed: int, transform: Any = None):
+        super().__init__(data, batch, seed=seed, transform=transform)
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Any]:
+        order = stream(self.seed, "order", epoch).permutation(self.rows)
+        lengths = np.array([len(clip.ids) for clip in self.data.clips])[order]
+        step = self.batch * SPREAD
+        nearby = [at + np.argsort(lengths[at : at + step], kind="stable") for at in range(0, self.rows, step)]
+        order = order[np.concatenate(nearby)]
+        groups = [order[at : at + self.batch] for at in range(0, self.rows, self.batch)]
+        turn = stream(self.seed, "batches", epoch).permutation(len(groups))
+        for i in range(start, len(groups)):
+            batch = self.data[groups[turn[i]]]
+            if self.transform is not None:
+                batch = self.transform(batch, stream(self.seed, "transform", epoch, i))
+            yield batch
+
+
+def masking(augment: SpecAugment) -> Any:
+    """What a Loader does to a batch of `Clips`."""
+
+    def transform(batch: tuple[np.ndarray, ...], rng: Generator) -> tuple[np.ndarray, ...]:
+        draws = np.random.default_rng(rng.seed)
+        for features, frames in zip(batch[0], batch[3], strict=True):
+            augment(features, int(frames), draws)
+        return batch
+
+    return transform

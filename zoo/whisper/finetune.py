@@ -1,0 +1,174 @@
+"""Training on recordings: data -> loss, in the Learner's terms. All of the weights, or a LoRA adapter beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from zoo.core import ops
+from zoo.core.errors import DataError
+from zoo.core.tensor import Tensor
+from zoo.data.loader import Loader, stream
+from zoo.nn import lora as adapters
+from zoo.nn import losses
+from zoo.nn.quantized import formats
+from zoo.train import AdamW, Learner, cosine, matrices_only
+from zoo.whisper.augment import SpecAugment
+from zoo.whisper.data import IGNORED, ByLength, Clip, Clips, files, masking, read
+from zoo.whisper.model import Whisper
+from zoo.whisper.tokenizer import Tokenizer
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+"""Layers that LoRA goes around: all matrices of a block (Dettmers et al. 2023, section 4)."""
+HELD_OUT = 0.1
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run gave. Losses are nats per token of the clips held out, before and after."""
+
+    out: Path
+    epochs: int
+    steps: int
+    clips: int
+    unseen: int
+    seconds: float
+    before: float
+    after: float
+    trainable: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"out": str(self.out), "epochs": self.epochs, "steps": self.steps, "clips": self.clips,
+                "unseen": self.unseen, "seconds": self.seconds, "loss_before": self.before, "loss": self.after,
+                "trainable": self.trainable}  # fmt: skip
+
+    def __str__(self) -> str:
+        return f"{self.out}: loss {self.after:.4f} on {self.unseen:,} unseen clips, {self.before:.4f} before"
+
+
+def loss(model: Any, batch: Any) -> Tensor:
+    features, inputs, targets, _ = batch
+    return losses.cross_entropy(model(features, inputs), targets, ignore_index=IGNORED)
+
+
+def metrics(model: Any, batch: Any) -> dict[str, Tensor]:
+    """Sums over the tokens of each row, and how many there are: texts are of different lengths."""
+    features, inputs, targets, _ = batch
+    learned = targets != IGNORED
+    each = ops.where(learned, ops.cross_entropy(model(features, inputs), ops.where(learned, targets, 0)), 0.0)
+    return {"nats": each.sum(axis=-1), "tokens": learned.astype("float32").sum(axis=-1)}
+
+
+def learned_tokens(batch: Any) -> int:
+    return int((batch[2] != IGNORED).sum())
+
+
+def nats_per_token(model: Whisper, clips: Clips, batch: int = 4) -> float:
+    """Mean negative log-likelihood of the learned tokens."""
+    nats = tokens = 0.0
+    for rows in Loader(clips, batch, shuffle=False):
+        found = metrics(model, tuple(Tensor(model.device.from_host(part), model.device) for part in rows))
+        nats, tokens = nats + float(found["nats"].sum()), tokens + float(found["tokens"].sum())
+    return nats / tokens
+
+
+def finetune(
+    model: Whisper,
+    *,
+    data: Path,
+    epochs: int = 3,
+    batch: int = 8,
+    lr: float | None = None,
+    lora: int = 0,
+    language: str = "en",
+    task: Literal["transcribe", "translate"] = "transcribe",
+    mask_time_prob: float = 0.05,
+    mask_time_length: int = 10,
+    mask_feature_prob: float = 0.0,
+    mask_feature_length: int = 10,
+    accumulate: int = 1,
+    checkpoint: bool = False,
+    seed: int = 0,
+    out: Path = Path("runs/whisper"),
+    resume: bool = False,
+    quiet: bool = False,
+) -> Iterator[Trained]:
+    """Train on your own recordings: a manifest of rows {"audio": FILE, "text": ...} (zoo/whisper/data.py).
+
+    data: a .jsonl file, or a directory with train.jsonl and valid.jsonl; without the latter, a tenth is held out
+    batch: clips per step, of about the same length
+    lr: highest learning rate, after a warm-up; it falls to a tenth over the run. Without it, 1e-5, or 1e-3 with --lora
+    lora: rank of an adapter, which is trained beside weights that stay; 0 trains the weights themselves
+    language: of rows that do not say theirs
+    task: what the texts are of what is said: the same language, or English
+    mask_time_prob: share of the sound that is masked, in stretches (SpecAugment); 0 masks nothing
+    mask_time_length: frames of such a stretch, of 10 ms
+    mask_feature_prob: share of the mel bands that is masked
+    mask_feature_length: bands of such a mask
+    accumulate: batches per step, of which one at a time is in memory
+    checkpoint: activations of the layers are worked out again for the gradient, which takes less memory and more time
+    """
+    from zoo import hub
+    from zoo.hub import adapter
+
+    train_file, valid_file = files(data)
+    tokenizer = Tokenizer.of(model)
+    train = read(train_file, tokenizer, model.config, language=language, task=task)
+    if valid_file is None:
+        train, held = split(train, seed)
+    else:
+        held = read(valid_file, tokenizer, model.config, language=language, task=task)
+    rows, unseen = Clips(train, model.config, tokenizer.eot), Clips(held, model.config, tokenizer.eot)
+    augment = SpecAugment(mask_time_prob, mask_time_length, mask_feature_prob, mask_feature_length)
+    base = None if model.source is None else model.source.shown
+    model.model.encoder.embed_positions.freeze()  # sinusoids, as published: transformers trains them neither
+    if lora:
+        adapters.attach(model, lora, targets=TARGETS, seed=seed)
+    lr = (1e-3 if lora else 1e-5) if lr is None else lr
+    loader = ByLength(rows, batch, seed=seed, transform=masking(augment))
+    steps = epochs * -(-len(loader) // accumulate)
+    model.recompute = checkpoint
+    kept = formats(model)
+    before = nats_per_token(model, unseen, batch)
+    settings = {"epochs": epochs, "lr": lr, "lora": lora, "language": language, "task": task,
+                "masks": [mask_time_prob, mask_time_length, mask_feature_prob, mask_feature_length]}  # fmt: skip
+    learner = Learner(
+        model,
+        loader,
+        loss=loss,
+        optimizer=AdamW(betas=(0.9, 0.98), weight_decay=matrices_only(0.0 if lora else 0.01)),
+        schedule=cosine(lr, steps, warmup=min(100, steps // 10), final=lr / 10),
+        validation=Loader(unseen, batch, shuffle=False),
+        clip=1.0,
+        accumulate=accumulate,
+        counts=learned_tokens,
+        out=out,
+        seed=seed,
+        settings={**settings, **({"rounded": kept} if kept else {})},
+        quiet=quiet,
+    )
+    if resume:
+        learner.resume()
+    learner.fit(epochs)
+    done = Trained(
+        out, epochs, learner.step, len(train), len(held), round(sum(clip.seconds for clip in train), 2), before,
+        nats_per_token(model, unseen, batch), sum(p.size for p in model.parameters().values()),
+    )  # fmt: skip
+    if lora:
+        adapter.save(model, out, base or "", task_type=None)
+    else:
+        card = {"summary": f"loss {done.after:.3f} on unseen clips", "loss": done.after, "base": base}
+        hub.save(model, out, port="whisper", card=card)
+    yield done
+
+
+def split(clips: list[Clip], seed: int) -> tuple[list[Clip], list[Clip]]:
+    """A tenth at random is held out, at least one. Raises DataError if that leaves nothing to train on."""
+    if len(clips) < 2:
+        why = f"{len(clips)} clip leaves nothing to hold out"
+        raise DataError("there are too few clips", why, "Give more, or a directory with train.jsonl and valid.jsonl.")
+    order = stream(seed, "held out").permutation(len(clips))
+    held = {int(i) for i in order[: max(1, round(len(clips) * HELD_OUT))]}
+    return [c for i, c in enumerate(clips) if i not in held], [c for i, c in enumerate(clips) if i in held]
