@@ -57,7 +57,8 @@ def tiny(tmp_path: Path) -> Path:
     config = WhisperConfig(
         vocab_size=core.get_vocab_size(), num_mel_bins=16, encoder_layers=1, encoder_attention_heads=2,
         decoder_layers=1, decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, d_model=16,
-        max_source_positions=100, max_target_positions=48, decoder_start_token_id=SOT, bos_token_id=EOT, eos_token_id=EOT, pad_token_id=EOT,
+        max_source_positions=100, max_target_positions=48, decoder_start_token_id=SOT, bos_token_id=EOT,
+        eos_token_id=EOT, pad_token_id=EOT,
     )  # fmt: skip
     model = Whisper(config).init(5, "cpu")
     for name, size in (
