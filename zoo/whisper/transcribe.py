@@ -7,6 +7,7 @@ A generator: segments come when they are found, whoever asks may stop, and memor
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -167,10 +168,10 @@ def windows(
     if state.language is not None:
         sot_sequence(tokenizer, state.language, options.task)
     for start, end in options.clips:
-        stop = None if end is None else round(end * RATE)
+        stop = sys.maxsize if end is None else round(end * RATE)
         state.seek = max(state.seek, round(start * RATE))
-        while stop is None or state.seek < stop:
-            size, features = ear.hear(state.seek, min(config.frames, *(() if stop is None else (stop - state.seek,))))
+        while state.seek < stop:
+            size, features = ear.hear(state.seek, min(config.frames, stop - state.seek))
             if not size:
                 break
             encoded = encode(model, [features])
