@@ -32,8 +32,8 @@ class Console:
 
     def result(self, result: Any) -> None:
         """One result: its preview before and its note behind, if it has them, to stderr; itself to stdout, or into
-        the JSON document. A plain
-        string is a piece of a text that is still being written: it goes to stdout as it is."""
+        the JSON document. A plain string is a piece of a text that is still being written: it goes to stdout as it is,
+        and of a result that is `streamed` nothing is left to show."""
         self._end_progress()
         if isinstance(result, str):
             if not self.as_json:
@@ -45,7 +45,8 @@ class Console:
             return
         if hasattr(result, "preview"):
             self.say(result.preview())
-        print(result, flush=True)
+        if not getattr(result, "streamed", False):
+            print(result, flush=True)
         if hasattr(result, "note"):
             self.say(result.note())
 
@@ -56,14 +57,15 @@ class Console:
         if self.as_json:
             print_json({**head, **self._results[0]} if self._alone else {**head, "results": self._results})
 
-    def progress(self, done: int, total: int | None, what: str) -> None:
-        """How far something is (bytes, steps): a bar on a terminal, a line per task elsewhere; any text ends it."""
+    def progress(self, done: float, total: float | None, what: str, note: str = "") -> None:
+        """How far something is (bytes, steps): a bar on a terminal, a line per task elsewhere; any text ends it.
+        note: how far and fast in its own terms, "12:30 of 45:00, 8.1x real time": behind the bar, or in the line."""
         if self.quiet:
             return
         if self._bar is None or self._bar.what != what:
             self._end_progress()
-            self._bar = _Bar(what, plain=not sys.stderr.isatty())
-        self._bar.update(done, total)
+            self._bar = _Bar(what, note, plain=not sys.stderr.isatty())
+        self._bar.update(done, total, note)
 
     def pause(self) -> None:
         """Takes the bar away, before something else writes to the terminal."""
@@ -84,11 +86,11 @@ class Console:
 class _Bar:
     """A rich progress bar on stderr, or one plain line where stderr is no terminal."""
 
-    def __init__(self, what: str, plain: bool):
+    def __init__(self, what: str, note: str, plain: bool):
         self.what = what
         self._rich: Any = None
         if plain:
-            print(f"{what} ...", file=sys.stderr, flush=True)
+            print(f"{what}: {note}" if note else f"{what} ...", file=sys.stderr, flush=True)
             return
         from rich.console import Console as RichConsole
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -98,14 +100,15 @@ class _Bar:
             BarColumn(),
             TaskProgressColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         self._rich = Progress(*columns, console=RichConsole(stderr=True), transient=True)
         self._rich.start()
-        self._task = self._rich.add_task(what, total=None)
+        self._task = self._rich.add_task(what, total=None, note="")
 
-    def update(self, done: int, total: int | None) -> None:
+    def update(self, done: float, total: float | None, note: str) -> None:
         if self._rich is not None:
-            self._rich.update(self._task, completed=done, total=total)
+            self._rich.update(self._task, completed=done, total=total, note=note)
 
     def close(self) -> None:
         if self._rich is not None:

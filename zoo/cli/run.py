@@ -23,7 +23,7 @@ from zoo.cli.signature import Described, command, describe
 from zoo.core.errors import WeightsError
 from zoo.port import Port
 
-GIVEN = ("seed", "device", "quiet", "progress")
+GIVEN = ("seed", "device", "quiet", "progress", "say")
 """Values a port's `run` gets if it has a parameter of that name."""
 
 
@@ -56,7 +56,8 @@ def perform(port: Port, function: Callable[..., Any], described: Described, valu
         console.say(
             " · ".join([port.name, f"{shown} ({summary})" if summary else shown, describe_device(device, model)])
         )
-        given = {"seed": values.get("seed"), "device": device, "quiet": values["quiet"], "progress": console.progress}
+        given = {"seed": values.get("seed"), "device": device, "quiet": values["quiet"],
+                 "progress": console.progress, "say": console.say}  # fmt: skip
         arguments = {name: values[name] for name in described.names} | {name: given[name] for name in described.wanted}
         for result in results_of(function(model.prepare(), **arguments)):
             console.result(result)

@@ -236,8 +236,8 @@ def start(cache: Cache, windows: int) -> None:
 def forward(model: Whisper, ids: np.ndarray, cache: Cache) -> np.ndarray:
     """Reads ids (R, L); logits (R, V) behind the last, float32, for the caller to change."""
     device: Any = model.device
-    logits = model.decode(Tensor(device.from_host(np.ascontiguousarray(ids, np.int32)), device), cache)
-    return np.array(logits[:, -1].numpy(), np.float32)
+    logits = model.decode(Tensor(device.from_host(np.ascontiguousarray(ids, np.int32)), device), cache, last=1)
+    return np.array(logits.numpy()[:, -1], np.float32)
 
 
 def compression_ratio(text: str) -> float:

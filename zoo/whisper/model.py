@@ -5,7 +5,8 @@ Shapes: B batch, T frames of features, S = T / 2 positions of the encoder, L tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from zoo.core import ops
 from zoo.core.dtype import float32
@@ -14,6 +15,9 @@ from zoo.core.tensor import Tensor
 from zoo.nn import Conv1d, Embedding, LayerNorm, Linear, Module, activation, recomputed, together
 from zoo.whisper.cache import Cache, KeysValues, LayerCache
 from zoo.whisper.config import WhisperConfig
+
+if TYPE_CHECKING:
+    from zoo.whisper.segment import Segment
 
 
 class Attention(Module):
@@ -154,12 +158,15 @@ class Whisper(Module):
             x = call(layer, x)
         return encoder.layer_norm(x)
 
-    def decode(self, ids: Tensor, cache: Cache) -> Tensor:
-        """ids (B, L) that come after what the cache has seen, and are added to it -> logits (B, L, vocab_size)."""
+    def decode(self, ids: Tensor, cache: Cache, *, last: int = 0) -> Tensor:
+        """ids (B, L) that come after what the cache has seen, and are added to it -> logits (B, L, vocab_size).
+
+        last: logits of so many positions at the end only, (B, last, vocab_size); 0: of all.
+        """
         x = self._embedded(ids, cache.length)
         for layer, kept in zip(self.model.decoder.layers, cache.layers, strict=True):
             x = layer.hear(layer.write(x, kept), kept.cross)
-        return self._logits(x)
+        return self._logits(x[:, -last:] if last else x)
 
     def cross_weights(
         self, ids: Tensor, encoded: Tensor, heads: Sequence[tuple[int, int]], frames: int | None = None
@@ -178,6 +185,12 @@ class Whisper(Module):
                 found[i, head] = layer.encoder_attn.weights(h, heard, head, frames)
             x = layer.feed(x + layer.encoder_attn.cross(h, heard))
         return ops.concat([found[tuple(one)] for one in heads])  # type: ignore[index]
+
+    def transcribe(self, audio: Any, **options: Any) -> Iterator[Segment]:
+        """Segments of a recording (a file, "-", or samples at 16 kHz) as they are found: zoo/whisper/transcribe.py."""
+        from zoo.whisper.transcribe import transcribe
+
+        return transcribe(self, audio, **options)
 
     def _embedded(self, ids: Tensor, seen: int) -> Tensor:
         decoder, c = self.model.decoder, self.config

@@ -1,7 +1,7 @@
 """What the decoder may write next: rules that set logits to -inf (openai/whisper: LogitFilter in whisper/decoding.py).
 
-Shapes: R rows, hypotheses side by side; V entries of the vocabulary. `written` holds for each row the tokens that it has
-written so far, without the prompt; all rows have written equally many.
+Shapes: R rows, hypotheses side by side; V entries of the vocabulary. `written` holds for each row the tokens that it
+has written so far, without the prompt; all rows have written equally many.
 """
 
 from __future__ import annotations

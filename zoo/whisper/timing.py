@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -189,7 +190,7 @@ BOTH, DOWN, RIGHT = 0, 1, 2
 
 def shorten_at_sentence_ends(timings: list[Timing], longest: float) -> None:
     """A pause between sentences is no part of the word at either side of it."""
-    for before, one in zip(timings, timings[1:], strict=False):
+    for before, one in pairwise(timings):
         if one.duration > longest:
             if one.word in SENTENCE_ENDS:
                 one.end = one.start + longest
