@@ -63,6 +63,8 @@ class Journal:
 
     def add(self, window: Window) -> None:
         """Raises WeightsError where the disk is full or the directory may not be written."""
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         with writing(self.path), self.path.open("ab" if self._begun else "wb") as file:
             if not self._begun:
                 file.write(_line(self.made_of))

@@ -20,9 +20,9 @@ from zoo.whisper.segment import Segment
 from zoo.whisper.tokenizer import Tokenizer
 from zoo.whisper.transcribe import TEMPERATURES, Options, State, windows
 from zoo.whisper.window import Window
+from zoo.whisper.writers import clock
 
 CLIPS = ("*.flac", "*.wav", "*.ogg", "*.mp3")
-Format = Literal["txt", "srt", "vtt", "tsv", "json"]
 
 
 @dataclass
@@ -67,7 +67,7 @@ def run(
     language: str | None = None,
     task: Literal["transcribe", "translate"] = "transcribe",
     word_timestamps: bool = False,
-    output: list[Format] | None = None,
+    output: list[str] | None = None,
     output_dir: Path = Path("."),
     resume: bool = False,
     temperature: float = 0.0,
@@ -96,7 +96,7 @@ def run(
     language: what is spoken: a code or a name, de or german; without it, what the first window sounds like
     task: transcribe, or translate into English
     word_timestamps: times of each word too
-    output: write a file of this kind for each recording; may be given several times
+    output: txt, srt, vtt, tsv or json: write a file of this kind for each recording; may be given several times
     output_dir: where to
     resume: go on from the last window of a run that wrote files and was interrupted
     temperature: 0 takes the likeliest text; where a text is not good enough, higher ones are tried
@@ -194,9 +194,10 @@ def _transcribe(
             yield from _shown(window, transcript, options, say)
             took = time.perf_counter() - start
             if progress is not None:
-                at, total = window.end, recording.duration
-                speed = f"{clock(at)} of {clock(total)}, {(window.next - before) / 100 / took:.1f}x real time"
-                progress(min(at, total or at), total, recording.name, speed)
+                total = recording.duration
+                at = window.end if total is None else min(window.end, total)
+                of = "" if total is None else f" of {clock(total)}"
+                progress(at, total, recording.name, f"{clock(at)}{of}, {(at - before / 100) / took:.1f}x real time")
     except KeyboardInterrupt:
         where = clock(state.seek / 100)
         raise KeyboardInterrupt(
@@ -226,15 +227,6 @@ def _shown(window: Window, transcript: Transcript, options: Options, say: Callab
         yield f"[{clock(segment.start)} --> {clock(segment.end)}] {segment.text.strip()}\n"
         for word in segment.words or ():
             yield f"  [{clock(word.start)} --> {clock(word.end)}] {word.word.strip()}\n"
-
-
-def clock(seconds: float | None) -> str:
-    """01:02.500, or 1:01:02.500 from an hour on."""
-    if seconds is None:
-        return "?"
-    minutes, ms = divmod(round(1000 * seconds), 60_000)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:" * bool(hours) + f"{minutes:02d}:{ms // 1000:02d}.{ms % 1000:03d}"
 
 
 def language_code(language: str | None) -> str | None:
@@ -274,6 +266,9 @@ def shipped(model: Whisper) -> list[str]:
 
 def outputs(names: Sequence[str], kinds: Sequence[str], directory: Path) -> dict[str, dict[str, Path]]:
     """Which files are written for each recording. Raises ZooError if two would be one."""
+    if wrong := [kind for kind in kinds if kind not in writers.KINDS]:
+        why, known = f"--output {wrong[0]} is none of the kinds of files", ", ".join(writers.KINDS)
+        raise ZooError("cannot write that", why, f"Choose among {known}; --output may be given several times.")
     found: dict[str, dict[str, Path]] = {}
     owner: dict[Path, str] = {}
     for name in dict.fromkeys(names):

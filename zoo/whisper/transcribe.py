@@ -86,11 +86,11 @@ class Options:
         found = []
         most, least = self.compression_ratio_threshold, self.logprob_threshold
         if most is not None and result.compression_ratio > most:
-            found.append(f"compression {result.compression_ratio:.1f} > {most:.1f}")
+            found.append(f"compression {result.compression_ratio:.2f} > {most:.2f}")
         if least is not None and result.avg_logprob < least:
             if self.no_speech_threshold is not None and result.no_speech_prob > self.no_speech_threshold:
                 return []
-            found.append(f"log probability {result.avg_logprob:.1f} < {least:.1f}")
+            found.append(f"log probability {result.avg_logprob:.2f} < {least:.2f}")
         return found
 
     def silence(self, result: Result) -> str:
