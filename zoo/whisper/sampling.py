@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from zoo.core import philox
+from zoo.core.random import Generator
 from zoo.whisper.hypothesis import Hypothesis, log_total
 
 
@@ -49,10 +49,7 @@ class Sampling:
     def _draw(self, row: int) -> float:
         """In [0, 1): of the seed, the window, the temperature, the hypothesis and the position, and nothing else."""
         window, hypothesis = divmod(row, self.count)
-        counter = (len(self.written[row]), hypothesis, self.places[window], round(1000 * self.temperature))
-        words = philox.philox4x32(
-            np,
-            tuple(np.array([word & philox.MASK], np.uint64) for word in counter),  # type: ignore[arg-type]
-            (self.seed & philox.MASK, (self.seed >> 32) & philox.MASK),
-        )
-        return float(words[0][0]) * 2.0**-32
+        block = self.places[window]
+        for digit in (round(100 * self.temperature), hypothesis, len(self.written[row])):
+            block = block << 10 | digit % 1024
+        return float(Generator(self.seed, block).uniform((), device="numpy").numpy())
