@@ -106,4 +106,4 @@ def _typer_parameter(parameter: inspect.Parameter, function: Callable[..., Any],
 
 
 def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return "--" + name.rstrip("_").replace("_", "-")  # Python's own words end in _: from_

@@ -11,6 +11,7 @@ Where the weights are rounded (zoo/nn/quantized.py), the adapter is trained besi
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from typing import Any
 
 from zoo.core import ops
 from zoo.core.dtype import float32
@@ -71,22 +72,33 @@ def attach(
     """
     model.freeze()
     scale = (2 * rank if alpha is None else alpha) / rank
-    places = [(holder, name) for holder, name in _linears(model) if not targets or name in targets]
+    places = [(holder, key) for holder, key, name in _linears(model) if not targets or name in targets]
     if not places:
         what = ", ".join(sorted(targets)) or "Linear"
         raise ZooError("there is nothing to adapt", f"the model has no layer named {what}", "Name layers that it has.")
-    for holder, name in places:
-        setattr(holder, name, LoRA(getattr(holder, name), rank, scale))
+    for holder, key in places:
+        holder[key] = LoRA(holder[key], rank, scale)
     model.init(Generator(seed), model.device)
     return len(places)
 
 
-def _linears(model: Module) -> Iterator[tuple[Module, str]]:
+def _linears(model: Module) -> Iterator[tuple[Any, Any, str]]:
+    """Where each is kept, by which key, and its attribute; also those in a list, as `to_out` of diffusers' models."""
     for _, module in list(model.named_modules()):
         if not isinstance(module, LoRA):
-            for name, value in list(vars(module).items()):
+            for holder, key, name, value in _places(module):
                 if isinstance(value, Linear | QuantizedLinear):
-                    yield module, name
+                    yield holder, key, name
+
+
+def _places(module: Module) -> list[tuple[Any, Any, str, Any]]:
+    found: list[tuple[Any, Any, str, Any]] = []
+    for name, value in vars(module).items():
+        if isinstance(value, list):
+            found += [(value, i, name, part) for i, part in enumerate(value)]
+        else:
+            found.append((vars(module), name, name, value))
+    return found
 
 
 def layers(model: Module) -> dict[str, LoRA]:
@@ -98,7 +110,7 @@ def merge(model: Module) -> Module:
     """Adds every change to its weight and takes the LoRA layers away, in place; the model is trainable again. Raises
     ZooError if weights are rounded."""
     for _, module in list(model.named_modules()):
-        for name, value in list(vars(module).items()):
+        for holder, key, _, value in _places(module):
             if isinstance(value, LoRA):
-                setattr(module, name, value.merged())
+                holder[key] = value.merged()
     return model.unfreeze()

@@ -133,6 +133,10 @@ class Scheduler:
         """x at the next timestep, from x_t and the model's output for it. Called once for each of `timesteps`."""
         raise NotImplementedError
 
+    def guess(self, output: Tensor, t: float, sample: Tensor) -> Tensor:
+        """x_0 as the model sees it now: what a preview shows. Called before `step`."""
+        return self._clean(output, sample, float(self.alphas_cumprod[int(t)]))
+
     def add_noise(self, sample: Tensor, noise: Tensor, t: float) -> Tensor:
         """x_t of a picture that is known."""
         a = float(self.alphas_cumprod[int(t)])

@@ -28,7 +28,7 @@ class DPMSolverMultistep(PreservingScheduler):
 
     def step(self, output: Tensor, t: float, sample: Tensor, draw: Draw) -> Tensor:
         c, s, s_next = self.config, self._sigma(), self._sigma(1)
-        x0, before = self._clean_now(output, sample), self._before
+        x0, before = self.guess(output, t, sample), self._before
         last = self.index == self.steps - 1
         first_order = c.solver_order == 1 or before is None
         if last and (c.euler_at_final or c.final_sigmas_type == "zero" or (c.lower_order_final and self.steps < FEW)):

@@ -42,6 +42,9 @@ class Euler(SigmaScheduler):
         self.index += 1
         return sample + self._slope(output, sample, sigma) * (target - sigma)
 
+    def guess(self, output: Tensor, t: float, sample: Tensor) -> Tensor:
+        return sample - self._slope(output, sample, self._sigma()) * self._sigma()
+
     def _slope(self, output: Tensor, sample: Tensor, sigma: float) -> Tensor:
         """dx/dsigma = (x - x_0) / sigma."""
         if self.config.prediction_type == "epsilon":

@@ -89,5 +89,5 @@ class PreservingScheduler(SigmaScheduler):
         alpha, sigma = parts(self._sigma())
         return sample * alpha + noise * sigma
 
-    def _clean_now(self, output: Tensor, sample: Tensor) -> Tensor:
+    def guess(self, output: Tensor, t: float, sample: Tensor) -> Tensor:
         return self._clean(output, sample, 1 / (self._sigma() ** 2 + 1))

@@ -32,7 +32,7 @@ class UniPC(PreservingScheduler):
         self._used = 0
 
     def step(self, output: Tensor, t: float, sample: Tensor, draw: Draw) -> Tensor:
-        x0 = self._clean_now(output, sample)
+        x0 = self.guess(output, t, sample)
         if self._last is not None and self.index - 1 not in self.config.disable_corrector:
             sample = self._corrected(x0)
         self._clean_ones = [*self._clean_ones[-self._order + 1 :], x0] if self._order > 1 else [x0]
