@@ -1,0 +1,128 @@
+"""Cases of `zoo bench whisper`: Whisper-base's shape (73 million weights), hearing 30 seconds and writing down a text.
+
+Weights are fresh ones from a seed, the same for every candidate, and spell a text: positions lead from each token to the
+next, and what the layers add is small beside that. So every candidate writes the same tokens, however it rounds, is sure
+of them, and ends where it should; no time depends on anything else that weights say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from zoo.bench.case import Case, Run
+from zoo.bench.inputs import numbers
+from zoo.core.tensor import Tensor
+from zoo.nn import quantize
+from zoo.whisper.cache import Cache
+from zoo.whisper.config import WhisperConfig
+from zoo.whisper.model import Whisper
+
+END, START, ENGLISH, TRANSCRIBE, NO_TIMESTAMPS = 50257, 50258, 50259, 50359, 50363
+"""Of the multilingual vocabulary."""
+PROMPT = [START, ENGLISH, TRANSCRIBE, NO_TIMESTAMPS]
+SHAPES = {
+    "base": WhisperConfig(
+        d_model=512, encoder_layers=6, encoder_attention_heads=8, encoder_ffn_dim=2048, decoder_layers=6,
+        decoder_attention_heads=8, decoder_ffn_dim=2048, bos_token_id=END, eos_token_id=END, pad_token_id=END,
+        decoder_start_token_id=START,
+    ),
+    "tiny": WhisperConfig(
+        d_model=64, encoder_layers=1, encoder_attention_heads=1, encoder_ffn_dim=128, decoder_layers=1,
+        decoder_attention_heads=1, decoder_ffn_dim=128, bos_token_id=END, eos_token_id=END, pad_token_id=END,
+        decoder_start_token_id=START,
+    ),
+}  # fmt: skip
+SPREAD = 0.07  # of numbers between -0.5 and 0.5: a deviation of 0.02, as models of this kind begin
+WRITTEN = 64
+"""Tokens of the text: some 20 seconds of speech."""
+TEXT = [int(token) for token in np.random.default_rng(5).choice(np.arange(300, 50000), WRITTEN, replace=False)]
+SECONDS = 30
+
+
+class Weights(Mapping[str, np.ndarray]):
+    """transformers' name -> values in its layout."""
+
+    def __init__(self, config: WhisperConfig):
+        self.config = config
+        self.shapes = {name: slot.shape for name, slot in Whisper(config).spec().items()}
+        for name in ("model.encoder.conv1.weight", "model.encoder.conv2.weight"):
+            outputs, window, inputs = self.shapes[name]
+            self.shapes[name] = (outputs, inputs, window)
+        self.seeds = {name: i for i, name in enumerate(self.shapes)}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        shape = self.shapes[name]
+        if name == "model.decoder.embed_positions.weight":
+            return self._spelling(shape)
+        made = numbers(self.seeds[name], *shape)
+        if name == "model.decoder.embed_tokens.weight":
+            made *= 2 * 3**0.5  # a deviation of 1
+        elif name.endswith("norm.weight"):
+            made += 1
+        else:
+            made *= SPREAD
+        return made
+
+    def _spelling(self, shape: tuple[int, ...]) -> np.ndarray:
+        """What lies between a token and the next, for the positions of the text; nothing behind it."""
+        tokens = self["model.decoder.embed_tokens.weight"][[*PROMPT, *TEXT, END]]
+        made = np.zeros(shape, np.float32)
+        made[len(PROMPT) - 1 : len(tokens) - 1] = (tokens[1:] - tokens[:-1])[len(PROMPT) - 1 :]
+        return made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+def fresh(model: str, format: str) -> Whisper:
+    """model: one of SHAPES. format: f32, int8."""
+    weights = dict(Weights(SHAPES[model]))
+    for name in ("model.encoder.conv1.weight", "model.encoder.conv2.weight"):
+        weights[name] = weights[name].transpose(0, 2, 1)
+    made = Whisper(SHAPES[model]).load(weights, device="cpu").eval()
+    return (made if format == "f32" else quantize(made, format)).prepare()
+
+
+def features(config: WhisperConfig) -> np.ndarray:
+    """A window (frames, num_mel_bins), within the limits of log-mel features."""
+    return numbers(1, config.frames, config.num_mel_bins) * 2
+
+
+def encoder(model: str, format: str) -> Run:
+    """A window; of what comes out, some channels: all of them together are normalised."""
+    whisper = fresh(model, format)
+    heard = _placed(whisper, features(whisper.config)[None])
+    return lambda: whisper.encode(heard)[:, :, :8]
+
+
+def decoder(model: str, format: str) -> Run:
+    """The text after its prompt; what was heard is in the cache already."""
+    whisper = fresh(model, format)
+    cache = Cache(whisper, whisper.encode(_placed(whisper, features(whisper.config)[None])), capacity=80)
+
+    def run() -> Any:
+        cache.truncate(0)
+        return greedy(whisper, cache)
+
+    return run
+
+
+def greedy(whisper: Whisper, cache: Cache) -> list[int]:
+    """The text's tokens, one by one."""
+    written: list[int] = []
+    given = PROMPT
+    for _ in range(WRITTEN):
+        logits = whisper.decode(_placed(whisper, np.array([given], np.int32)), cache)
+        given = [int(logits.numpy()[0, -1].argmax())]
+        written += given
+    return written
+
+
+def _placed(whisper: Whisper, array: np.ndarray) -> Tensor:
+    return Tensor(whisper.device.from_host(array), whisper.device)
