@@ -166,9 +166,11 @@ def test_several_products_at_once_are_those_one_by_one(cpu, format, rng):
             x[3, 7] = np.inf
         for form in (lambda w: w, lambda w: packed(cpu, w)):
             each = [form(w) for w in weights]
-            found = bind(cpu, "qlinears", x, *[part for w in each for part in w], format=format)
-            for y, w in zip(found, each, strict=True):
-                np.testing.assert_array_equal(y, qlinear(cpu, x, w))
+            bias = [rng.normal(size=n).astype(np.float32) if n > 7 else None for n in (300, 7, 64, 1)]
+            parts = [part for w, b in zip(each, bias, strict=True) for part in (*w, b)]
+            found = bind(cpu, "qlinears", x, *parts, format=format)
+            for y, w, b in zip(found, each, bias, strict=True):
+                np.testing.assert_array_equal(y, qlinear(cpu, x, w, b))
 
 
 def test_bias_and_activation_follow(cpu, format, rng):

@@ -7,8 +7,21 @@ import pytest
 
 import zoo
 from zoo.core import ops
+from zoo.core.errors import ShapeError
 from zoo.core.stats import stats
-from zoo.nn import Conv2d, Embedding, Linear, Module, QuantizedConv2d, QuantizedLinear, Sequential, quantize, together
+from zoo.nn import (
+    Conv2d,
+    Embedding,
+    Linear,
+    Module,
+    QuantizedConv2d,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    Sequential,
+    TiedEmbedding,
+    quantize,
+    together,
+)
 
 
 class Net(Module):
@@ -158,3 +171,21 @@ def test_a_checkpoint_is_rounded_while_it_is_loaded(device, format):
     x = zoo.tensor(np.random.default_rng(0).random((16, 28, 28), np.float32), device=device)
     before, after = plain(x).numpy(), rounded(x).numpy()
     assert np.linalg.norm(after - before) < 0.15 * np.linalg.norm(before)
+
+
+@pytest.mark.parametrize("width", [40, 41])
+def test_an_embedding_that_is_the_head_too_is_rounded_once_for_both(device, width):
+    plain = TiedEmbedding(70, width).init(1, device)
+    layer = quantize(TiedEmbedding(70, width).init(1, device), "int4")
+    assert type(layer) is QuantizedEmbedding and layer.describe() == f"70 x {width}, int8"
+    wide = ops.dequantize(layer.weight, layer.scale, "int8").numpy()
+    assert np.abs(wide - plain.weight.numpy()).max() <= layer.scale.numpy().max() / 2 * 1.001
+    numbers = np.array([[3, 69, 0], [7, 7, 33]], np.int32)
+    x = np.random.default_rng(0).normal(size=(2, width)).astype(np.float32)
+    for one in (layer, layer.prepare()):
+        np.testing.assert_array_equal(one(zoo.tensor(numbers, device=device)).numpy(), wide[numbers])
+        found = one.head(zoo.tensor(x, device=device)).numpy()
+        assert np.linalg.norm(found - x @ wide.T) < 0.02 * np.linalg.norm(x @ wide.T)
+        for wrong in (70, -1):
+            with pytest.raises(ShapeError):
+                one(zoo.tensor([wrong], device=device))

@@ -391,9 +391,14 @@ def qlinear(
     return bind(P["qlinear"], x, q, scale, bias, format=format, activation=activation)
 
 
-def qlinears(x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], format: str) -> tuple[Tensor, ...]:
-    """x times several quantised weights (codes, scales): x is quantised once, and all are read in one go."""
+def qlinears(x: Tensor, weights: Sequence[tuple[Tensor, Tensor, Tensor | None]], format: str) -> tuple[Tensor, ...]:
+    """`qlinear` with several weights (codes, scales, bias): x is quantised once, and all are read in one go."""
     return bind(P["qlinears"], x, *[part for weight in weights for part in weight], format=format)
+
+
+def qembedding(q: Tensor, scale: Tensor, ids: Tensor) -> Tensor:
+    """`embedding` of a table quantised to int8: codes q (V, D), scale (V,), ids (...) -> (..., D), float32."""
+    return bind(P["qembedding"], q, scale, ids)
 
 
 def qconv(

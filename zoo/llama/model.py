@@ -17,7 +17,7 @@ from zoo.core.tensor import Tensor
 from zoo.llama.cache import Cache, LayerCache
 from zoo.llama.config import LlamaConfig
 from zoo.llama.rope import Rope, angles
-from zoo.nn import Embedding, Linear, Module, RMSNorm, activation, recomputed, together
+from zoo.nn import Embedding, Linear, Module, RMSNorm, TiedEmbedding, activation, recomputed, together
 
 
 class Attention(Module):
@@ -72,7 +72,7 @@ class Layer(Module):
 
 class Decoder(Module):
     def __init__(self, c: LlamaConfig):
-        self.embed_tokens = Embedding(c.vocab_size, c.hidden_size)
+        self.embed_tokens = (TiedEmbedding if c.tie_word_embeddings else Embedding)(c.vocab_size, c.hidden_size)
         self.layers = [Layer(c) for _ in range(c.num_hidden_layers)]
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
@@ -124,7 +124,7 @@ class Llama(Module):
             x = call(layer, x, rope, None if cache is None else cache.layers[i], bias)
         x = self.model.norm(x[:, -last:] if last else x)
         if self.config.tie_word_embeddings:
-            return ops.linear(x, self.model.embed_tokens.weight)
+            return self.model.embed_tokens.head(x)  # type: ignore[attr-defined]
         return self.lm_head(x)
 
     def _constant(self, array: np.ndarray) -> Tensor:

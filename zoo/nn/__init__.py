@@ -18,12 +18,12 @@ from zoo.nn.attention import Attention
 from zoo.nn.batch_norm import BatchNorm
 from zoo.nn.conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 from zoo.nn.dropout import Dropout
-from zoo.nn.embedding import Embedding
+from zoo.nn.embedding import Embedding, TiedEmbedding
 from zoo.nn.linear import Linear
 from zoo.nn.module import Module
 from zoo.nn.norm import GroupNorm, LayerNorm, RMSNorm
 from zoo.nn.param import Param
-from zoo.nn.quantized import QuantizedConv2d, QuantizedLinear, quantize, together
+from zoo.nn.quantized import QuantizedConv2d, QuantizedEmbedding, QuantizedLinear, quantize, together
 from zoo.nn.recompute import recomputed
 from zoo.nn.resize import AvgPool, MaxPool, Upsample, global_avg_pool
 from zoo.nn.sequential import Sequential
@@ -31,6 +31,6 @@ from zoo.nn.sequential import Sequential
 __all__ = [
     "Attention", "AvgPool", "BatchNorm", "Conv1d", "Conv2d", "ConvTranspose1d", "ConvTranspose2d", "Dropout",
     "Embedding", "GroupNorm", "LayerNorm", "Linear", "MaxPool", "Module", "Param", "QuantizedConv2d",
-    "QuantizedLinear", "RMSNorm", "Sequential", "Upsample", "activation", "global_avg_pool", "init", "lora", "losses",
-    "quantize", "recomputed", "together",
+    "QuantizedEmbedding", "QuantizedLinear", "RMSNorm", "Sequential", "TiedEmbedding", "Upsample", "activation",
+    "global_avg_pool", "init", "lora", "losses", "quantize", "recomputed", "together",
 ]  # fmt: skip

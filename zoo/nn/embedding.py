@@ -20,3 +20,11 @@ class Embedding(Module):
 
     def describe(self) -> str:
         return " x ".join(map(str, self.weight.shape))
+
+
+class TiedEmbedding(Embedding):
+    """An embedding whose table is the head of the model, too (Press & Wolf 2017)."""
+
+    def head(self, x: Tensor) -> Tensor:
+        """x (..., width) -> (..., count)."""
+        return ops.linear(x, self.weight)

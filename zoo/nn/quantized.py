@@ -1,4 +1,4 @@
-"""Linear layers and convolutions with weights of 8 or 4 bits.
+"""Linear layers, convolutions and tied embeddings with weights of 8 or 4 bits.
 
 quantize(model, "int8")        # in place: 4 times smaller than float32, about 1 % off (relative L2 of a layer's result)
 quantize(model, "int4")        # 7 times smaller, about 10 % off; convolutions become int8
@@ -15,11 +15,13 @@ from zoo.core.errors import DeviceError, DtypeError
 from zoo.core.tensor import Tensor
 from zoo.nn import init
 from zoo.nn.conv import Conv2d, Size
+from zoo.nn.embedding import TiedEmbedding
 from zoo.nn.linear import Linear
 from zoo.nn.module import Module
 from zoo.nn.param import Param
 
 M = TypeVar("M", bound=Module)
+Layer = Linear | Conv2d | TiedEmbedding
 FORMATS = ("int8", "int4")
 GROUP = 32  # inputs that share a scale of int4: see ops.quantize
 HEADS = ("lm_head",)  # what llama.cpp keeps wider too: its q4_0 has an output of q6_K
@@ -75,13 +77,14 @@ class QuantizedLinear(Module):
 
 
 def together(x: Tensor, *layers: Module) -> tuple[Tensor, ...]:
-    """What each of the layers makes of x. Quantised ones of one format and without bias run as one product: for a
-    single row, starting a product costs as much as reading a megabyte of weights."""
+    """What each of the layers makes of x. Quantised ones of one format run as one product: for a single row, starting a
+    product costs as much as reading a megabyte of weights."""
     first = layers[0]
     if type(first) is QuantizedLinear and all(
-        type(one) is QuantizedLinear and one.bias is None and one.format == first.format for one in layers
+        type(one) is QuantizedLinear and one.format == first.format for one in layers
     ):
-        return ops.qlinears(x, [(one.weight, one.scale) for one in layers], first.format)  # type: ignore[attr-defined]
+        weights = [(one.weight, one.scale, one.bias) for one in layers]  # type: ignore[attr-defined]
+        return ops.qlinears(x, weights, first.format)
     return tuple([one(x) for one in layers])  # type: ignore[operator]
 
 
@@ -122,7 +125,40 @@ class QuantizedConv2d(Conv2d):
         return f"{super().describe()}, {self.format}"
 
 
-KINDS = (QuantizedLinear, QuantizedConv2d)
+class QuantizedEmbedding(Module):
+    """A TiedEmbedding whose table is stored as int8, with a scale for each row: an output of the head."""
+
+    packs = {"weight": "linear"}  # noqa: RUF012 - a class attribute of the base
+    buffers = ("weight", "scale")
+    exact = ("scale",)
+
+    def __init__(self, count: int, width: int, format: str = "int8"):
+        self.weight: Tensor = Param((count, width), dtype=int8)
+        self.scale: Tensor = Param((count,), dtype=float32)
+        self.format = format
+
+    @classmethod
+    def of(cls, embedding: TiedEmbedding, format: str = "int8") -> QuantizedEmbedding:
+        """Unfilled, if `embedding` is."""
+        count, width = embedding.weight.shape
+        layer = cls(count, width, format)
+        if not isinstance(embedding.weight, Param):
+            layer.weight, layer.scale = ops.quantize(embedding.weight, format)
+        layer.training, layer.frozen = embedding.training, embedding.frozen
+        return layer
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        return ops.qembedding(self.weight, self.scale, ids)
+
+    def head(self, x: Tensor) -> Tensor:
+        """x (..., width) -> (..., count)."""
+        return ops.qlinear(x, self.weight, self.scale, self.format)
+
+    def describe(self) -> str:
+        return f"{' x '.join(map(str, self.weight.shape))}, {self.format}"
+
+
+KINDS = (QuantizedLinear, QuantizedConv2d, QuantizedEmbedding)
 """Layers with a `format`, whose `weight` and `scale` take the place of another layer's weight."""
 
 
@@ -137,8 +173,9 @@ def quantize(model: M, format: str, skip: Collection[str] = (), layers: Mapping[
 
     Layers whose attribute is in `skip` stay. With "int4", the head of a language model becomes "int8", since its errors
     reach the choice of a token directly, and so do convolutions, layers of fewer than 128 inputs (NARROW), or whose
-    inputs do not divide by 32. Embeddings and all other convolutions stay as they are. -> the model (if it is itself a
-    layer, the one in its place). A model without values becomes a rounded one without values.
+    inputs do not divide by 32. An embedding that is the head too becomes "int8" for both; other embeddings and all
+    other convolutions stay as they are. -> the model (if it is itself a layer, the one in its place). A model without
+    values becomes a rounded one without values.
 
     layers: path -> format, of the layers that are rounded, instead of all these rules: as a checkpoint states them.
     Raises DeviceError on an Autodiff device: what is trained is not rounded.
@@ -148,14 +185,14 @@ def quantize(model: M, format: str, skip: Collection[str] = (), layers: Mapping[
     made: dict[int, Module] = {}
     seen: set[int] = set()
 
-    def wanted(layer: Linear | Conv2d, path: str, name: str) -> str | None:
+    def wanted(layer: Layer, path: str, name: str) -> str | None:
         if layers is not None:
             return layers.get(path)
         return None if name in skip else _format(layer, "int8" if name in HEADS else format)
 
     def visit(value: Any, path: str, name: str) -> Any:
         """name: of the attribute that holds the value, in a list or not."""
-        if isinstance(value, Linear) or type(value) is Conv2d:
+        if isinstance(value, Linear | TiedEmbedding) or type(value) is Conv2d:
             if id(value) not in made and (chosen := wanted(value, path, name)) is not None:
                 made[id(value)] = _quantized(value, chosen)
             return made.get(id(value), value)
@@ -176,19 +213,23 @@ def quantize(model: M, format: str, skip: Collection[str] = (), layers: Mapping[
     return visit(model, "", "")
 
 
-def _format(layer: Linear | Conv2d, format: str) -> str | None:
+def _format(layer: Layer, format: str) -> str | None:
     """The one asked for, or int8 where 4 bits do not fit; None where rounding is not worth it."""
     inputs = layer.weight.shape[-1]
+    if isinstance(layer, TiedEmbedding):
+        return "int8"
     if isinstance(layer, Conv2d):
         return "int8" if layer.groups == 1 and inputs >= FEWEST and inputs % 4 == 0 else None
     return format if format != "int4" or (inputs >= NARROW and inputs % GROUP == 0) else "int8"
 
 
-def _quantized(layer: Linear | Conv2d, format: str) -> QuantizedLinear | QuantizedConv2d:
+def _quantized(layer: Layer, format: str) -> QuantizedLinear | QuantizedConv2d | QuantizedEmbedding:
     if not isinstance(layer.weight, Param) and getattr(layer.weight.device, "inner", None) is not None:
         raise DeviceError(
             f"weights on {layer.weight.device.name} cannot be quantised",
             "they are variables, which training changes",
             "Move the model off it first: quantize(model.to(device), format).",
         )
+    if isinstance(layer, TiedEmbedding):
+        return QuantizedEmbedding.of(layer, format)
     return QuantizedConv2d.of(layer, format) if isinstance(layer, Conv2d) else QuantizedLinear.of(layer, format)

@@ -1,8 +1,8 @@
 """Cases of `zoo bench whisper`: Whisper-base's shape (73 million weights), hearing 30 seconds and writing down a text.
 
-Weights are fresh ones from a seed, the same for every candidate, and spell a text: positions lead from each token to the
-next, and what the layers add is small beside that. So every candidate writes the same tokens, however it rounds, is sure
-of them, and ends where it should; no time depends on anything else that weights say.
+Weights are fresh ones from a seed, the same for every candidate, and spell a text: positions lead from each token to
+the next, and what the layers add is small beside that. So every candidate writes the same tokens, however it rounds,
+is sure of them, and ends where it should; no time depends on anything else that weights say.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from zoo.whisper.model import Whisper
 
 END, START, ENGLISH, TRANSCRIBE, NO_TIMESTAMPS = 50257, 50258, 50259, 50359, 50363
 """Of the multilingual vocabulary."""
+TIMESTAMPS = 50364
+"""The first of them: 0 s; the next are 0.02 s apart."""
 PROMPT = [START, ENGLISH, TRANSCRIBE, NO_TIMESTAMPS]
 SHAPES = {
     "base": WhisperConfig(
@@ -114,10 +116,9 @@ def decoder(model: str, format: str) -> Run:
 
 
 def greedy(whisper: Whisper, cache: Cache) -> list[int]:
-    """The text's tokens, one by one."""
-    written: list[int] = []
-    given = PROMPT
-    for _ in range(WRITTEN):
+    """The text's tokens, one by one, up to the one that ends it."""
+    written, given = [], PROMPT
+    while given[-1] != END:
         logits = whisper.decode(_placed(whisper, np.array([given], np.int32)), cache)
         given = [int(logits.numpy()[0, -1].argmax())]
         written += given
@@ -126,3 +127,22 @@ def greedy(whisper: Whisper, cache: Cache) -> list[int]:
 
 def _placed(whisper: Whisper, array: np.ndarray) -> Tensor:
     return Tensor(whisper.device.from_host(array), whisper.device)
+
+
+PEERS = {"transformers": "zoo.whisper.peers:{}_transformers", "ctranslate2": "zoo.whisper.peers:{}_ctranslate2"}
+
+
+def _case(what: str, format: str, unit: str, work: float, **rest: Any) -> Case:
+    named = {name: path.format(what) for name, path in PEERS.items()}
+    # of rounded weights: each rounds its activations in its own way
+    return Case(f"base {format} {what}", unit, work, f"zoo.whisper.bench:{what}", named,
+                {"model": "base", "format": format}, group=what, agree=1e-3 if format == "f32" else 0.05,
+                **rest)  # fmt: skip
+
+
+CASES = (
+    _case("encoder", "f32", "x real time", SECONDS),
+    _case("encoder", "int8", "x real time", SECONDS),
+    _case("decoder", "f32", "tokens/s", WRITTEN),
+    _case("decoder", "int8", "tokens/s", WRITTEN),
+)

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoo.core import ops
-from zoo.core.dtype import float32
+from zoo.core.dtype import float16, float32
 from zoo.core.errors import ShapeError
 from zoo.core.tensor import Tensor
-from zoo.nn import Conv1d, Embedding, LayerNorm, Linear, Module, activation, recomputed, together
+from zoo.nn import Conv1d, Embedding, LayerNorm, Linear, Module, TiedEmbedding, activation, recomputed, together
 from zoo.whisper.cache import Cache, KeysValues, LayerCache
 from zoo.whisper.config import WhisperConfig
 
@@ -38,13 +38,15 @@ class Attention(Module):
         return self.out_proj(_joined(ops.attention(q, k, v, causal=causal)))
 
     def keys_values(self, encoded: Tensor) -> KeysValues:
-        return KeysValues(*map(self._heads, together(encoded, self.k_proj, self.v_proj)))
+        """Of what was heard (B, S, width). Beside rounded or narrow weights they are kept in float16: a window's are as
+        large as the weights of the decoder, and are read as often."""
+        dtype = float32 if self.v_proj.weight.dtype == float32 else float16
+        return KeysValues(*(self._heads(y).astype(dtype) for y in together(encoded, self.k_proj, self.v_proj)))
 
     def cross(self, x: Tensor, heard: KeysValues) -> Tensor:
         """x (A n, L, width), n texts for each of the A windows of `heard`: one after the other they read its keys."""
-        q = self._heads(self.q_proj(x))
-        folded = q.reshape(heard.keys.shape[0], -1, *q.shape[2:])  # (A, n L, H, D)
-        return self.out_proj(_joined(ops.attention(folded, *heard)).reshape(x.shape))
+        q = self.q_proj(x).reshape(heard.keys.shape[0], -1, *heard.keys.shape[2:])  # (A, n L, H, D)
+        return self.out_proj(ops.attention(q, *heard).reshape(x.shape))
 
     def weights(self, x: Tensor, heard: KeysValues, head: int, frames: int | None) -> Tensor:
         """Where one head of a text x (1, L, width) looks, (1, L, S)."""
@@ -106,7 +108,7 @@ class Encoder(Module):
 
 class Decoder(Module):
     def __init__(self, c: WhisperConfig):
-        self.embed_tokens = Embedding(c.vocab_size, c.d_model)
+        self.embed_tokens = (TiedEmbedding if c.tie_word_embeddings else Embedding)(c.vocab_size, c.d_model)
         self.embed_positions = Embedding(c.max_target_positions, c.d_model)
         shape = (c.d_model, c.decoder_attention_heads, c.decoder_ffn_dim, c.activation_function)
         self.layers = [DecoderLayer(*shape) for _ in range(c.decoder_layers)]
@@ -203,5 +205,5 @@ class Whisper(Module):
     def _logits(self, x: Tensor) -> Tensor:
         x = self.model.decoder.layer_norm(x)
         if self.config.tie_word_embeddings:
-            return ops.linear(x, self.model.decoder.embed_tokens.weight)
+            return self.model.decoder.embed_tokens.head(x)  # type: ignore[attr-defined]
         return self.proj_out(x)

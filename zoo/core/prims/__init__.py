@@ -8,7 +8,7 @@ reduce       sum max min argmax argmin cumsum             composites: mean var a
 view         reshape permute_dims expand slice pad flip concat
 index        take gather scatter_add update_slice topk    composite: sort
 contract     matmul conv window_max window_sum            composite: window_max_grad
-quant        quantize dequantize qmatmul                  composites: qlinear qlinears qconv
+quant        quantize dequantize qmatmul                  composites: qlinear qlinears qembedding qconv
 nn           linear conv_bias_act softmax log_softmax cross_entropy gelu gelu_tanh quick_gelu swiglu
              embedding upsample dropout adamw_step activation_grad swiglu_grad softmax_grad log_softmax_grad
              cross_entropy_grad

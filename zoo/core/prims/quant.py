@@ -104,14 +104,26 @@ def qlinear(o, x, q, scale, bias, *, format, activation=None):
 
 
 def _qlinears_infer(x: Any, *weights: Any, format: str) -> tuple[Meta, ...]:
-    pairs = zip(weights[::2], weights[1::2], strict=True)
-    return tuple([_qmatmul_infer(x, q, scale, format=format) for q, scale in pairs])
+    each = zip(weights[::3], weights[1::3], weights[2::3], strict=True)
+    return tuple([_qlinear_infer(x, *one, format=format, activation=None) for one in each])
 
 
 @composite(_qlinears_infer)
 def qlinears(o, x, *weights, format):
-    pairs = zip(weights[::2], weights[1::2], strict=True)
-    return tuple(o.qlinear(x, q, scale, None, format=format, activation=None) for q, scale in pairs)
+    each = zip(weights[::3], weights[1::3], weights[2::3], strict=True)
+    return tuple(o.qlinear(x, *one, format=format, activation=None) for one in each)
+
+
+def _qembedding_infer(q: Any, scale: Any, ids: Any) -> Meta:
+    width = _check_quantized(q, scale, "int8")[1]
+    infer.integers(ids)
+    return Meta((*ids.shape, width), float32)
+
+
+@composite(_qembedding_infer, NO_GRADIENT)
+def qembedding(o, q, scale, ids):
+    rows = o.cast(o.take(q, ids), dtype=float32)
+    return o.mul(rows, o.reshape(o.take(scale, ids), shape=(*ids.shape, 1)))
 
 
 def _qconv_infer(x: Any, q: Any, scale: Any, bias: Any, residual: Any, *, activation: Any, **conv: Any) -> Meta:

@@ -65,11 +65,11 @@ def _rows(format: str) -> list[Case]:
         Case(f"qlinear[{format}, no bias]", lambda x, q, s: ops.qlinear(x, q, s, format),
              lambda r: (r.f(2, 3, 32), *stored(r, 6, 32)),
              product, QUANTISED, grad=(0,), gradient=BACKWARD, nan=(0,)),
-        Case(f"qlinears[{format}]", lambda x, q, s, q2, s2: ops.qlinears(x, [(q, s), (q2, s2)], format),
-             lambda r: (r.f(2, 64), *stored(r, 40, 64), *stored(r, 6, 64)),
-             lambda x, q, s, q2, s2: (product(x, q, s), product(x, q2, s2)), QUANTISED, grad=(0,),
+        Case(f"qlinears[{format}]", lambda x, q, s, q2, s2, b: ops.qlinears(x, [(q, s, None), (q2, s2, b)], format),
+             lambda r: (r.f(2, 64), *stored(r, 40, 64), *stored(r, 6, 64), r.f(6)),
+             lambda x, q, s, q2, s2, b: (product(x, q, s), product(x, q2, s2, b)), QUANTISED, grad=(0, 5),
              gradient=BACKWARD, nan=(0,)),
-        Case(f"qlinears[{format}, empty]", lambda x, q, s: ops.qlinears(x, [(q, s), (q, s)], format),
+        Case(f"qlinears[{format}, empty]", lambda x, q, s: ops.qlinears(x, [(q, s, None), (q, s, None)], format),
              lambda r: (r.f(0, 64), *stored(r, 6, 64)), lambda x, q, s: (product(x, q, s),) * 2, EXACT, grad=(0,)),
         Case(f"qlinear[{format}, empty]", lambda x, q, s, b: ops.qlinear(x, q, s, format, b),
              lambda r: (r.f(0, 32), *stored(r, 6, 32), r.f(6)),
@@ -107,6 +107,19 @@ def _conv(label: str, x: tuple[int, ...], w: tuple[int, ...], *, extra: bool = F
     return Case(f"qconv[{label}]", op, args, product, tol, grad=grad, gradient=BACKWARD, nan=(0,))
 
 
+def _embedding(label: str, ids: tuple[int, ...]) -> Case:
+    def args(r: Any) -> tuple[Any, ...]:
+        return *ref.quantize(_weight(r, 37, 24), "int8"), (np.arange(np.prod(ids)) * 7 % 37).reshape(ids).astype(
+            np.int32
+        )
+
+    return Case(f"qembedding[{label}]", ops.qembedding, args,
+                lambda q, scale, ids: ref.dequantize(q, scale, "int8")[ids], ROUNDED, grad=False, result=float32,
+                dtypes=(float32,))  # fmt: skip
+
+
+EMBEDDINGS = [_embedding("one", (1,)), _embedding("batch", (3, 5)), _embedding("empty", (0,))]
+
 CONVS = [
     _conv("1x1", (2, 3, 5, 8), (6, 1, 1, 8)),
     _conv("1x1, stride", (2, 5, 4, 8), (6, 1, 1, 8), stride=2, extra=True),
@@ -118,4 +131,4 @@ CONVS = [
     _conv("empty", (0, 5, 5, 8), (4, 3, 3, 8), tol=EXACT),
 ]
 
-CASES: list[Case] = [*_rows("int8"), *_rows("int4"), *CONVS]
+CASES: list[Case] = [*_rows("int8"), *_rows("int4"), *EMBEDDINGS, *CONVS]

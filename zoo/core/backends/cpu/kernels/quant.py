@@ -14,7 +14,7 @@ from zoo.core.backends.cpu.kernels.common import CODES, F32, WEIGHTS, Kernels, f
 from zoo.core.backends.cpu.memory import empty
 from zoo.core.backends.cpu.pack import Packed, pack
 from zoo.core.backends.numpy.quant import dequantize
-from zoo.core.dtype import float16
+from zoo.core.dtype import float16, int8
 from zoo.core.stats import count
 
 BITS, STORED = {"int8": 8, "int4": 4}, {"int8": F32, "int4": float16}
@@ -37,16 +37,16 @@ def qlinears(b: Any, x: Any, *weights: Any, format: str) -> Any:
     if x.dtype not in WEIGHTS:
         return NotImplemented
     rows, each = float_rows(b, x), []
-    for q, scale in zip(weights[::2], weights[1::2], strict=True):
+    for q, scale, bias in zip(weights[::3], weights[1::3], weights[2::3], strict=True):
         operands = _operands(b, x, q, scale, format)
         if operands is None:
             return NotImplemented
-        each.append((*operands, empty((len(rows), q.shape[0]), F32)))
+        each.append((*operands, empty((len(rows), q.shape[0]), F32), float_vector(bias)))
     if not b.native.quant_linears(rows, each, BITS[format]):
-        for q, scale, (_, _, out) in zip(weights[::2], weights[1::2], each, strict=True):
-            _redo(b, rows, q, scale, None, out, format, None)
+        for q, scale, (_, _, out, bias) in zip(weights[::3], weights[1::3], each, strict=True):
+            _redo(b, rows, q, scale, bias, out, format, None)
     count(f"cpu.{format}", len(each))
-    return tuple([_shaped(b, out, x) for _, _, out in each])
+    return tuple([_shaped(b, out, x) for _, _, out, _ in each])
 
 
 def _operands(b: Any, x: Any, q: Any, scale: Any, format: str) -> tuple[Any, Any] | None:
@@ -85,4 +85,13 @@ def qmatmul(b: Any, x: Any, q: Any, scale: Any, *, format: str) -> Any:
     return qlinear(b, x, q, scale, None, format=format)
 
 
-KERNELS: Kernels = {"qmatmul": qmatmul, "qlinear": qlinear, "qlinears": qlinears}
+def qembedding(b: Any, q: Any, scale: Any, ids: Any) -> Any:
+    """From a packed table, of which the rows are taken alone."""
+    if type(q) is not Packed or q.layout != "int8" or (ids.size and not 0 <= ids.min() <= ids.max() < len(scale)):
+        return NotImplemented
+    panels = q.buffer.reshape(-1, -(-q.shape[1] // 4), q.columns, 4)
+    codes = panels[ids // q.columns, :, ids % q.columns].reshape(*ids.shape, -1)[..., : q.shape[1]]
+    return (codes ^ 0x80).view(int8) * scale[ids][..., None]
+
+
+KERNELS: Kernels = {"qmatmul": qmatmul, "qlinear": qlinear, "qlinears": qlinears, "qembedding": qembedding}

@@ -52,14 +52,16 @@ bool quant_linear(nb::handle a_, nb::handle w, nb::handle scale, nb::handle out_
     return !strange;
 }
 
-bool quant_linears(nb::handle a_, const std::vector<std::array<nb::handle, 3>>& weights, int bits) {
+bool quant_linears(nb::handle a_, const std::vector<std::array<nb::handle, 4>>& weights, int bits) {
     const Array a(a_, "a");
     std::vector<QuantLinear> each(weights.size(), rows_of(a, bits));
     check(!each.empty(), "there is no weight");
     int strange = 0;
     for (size_t k = 0; k < each.size(); k++) {
-        const auto& [w, scale, out] = weights[k];
-        set_weight(each[k], w, scale, Array(out, "out", true));
+        const auto& [w, scale, out_, bias] = weights[k];
+        const Array out(out_, "out", true);
+        set_weight(each[k], w, scale, out);
+        each[k].bias = After(bias, nb::none(), 0, each[k].N, out).bias.data;
         each[k].strange = &strange;
     }
     run(kernels().quant->linear, QuantLinears{each.data(), i64(each.size())});
@@ -114,7 +116,7 @@ void bind_quant(nb::module_& m) {
           "out = act(a @ w.T + bias + residual), a (rows, K) or (lines, rows, K) quantised by row. Packed w and, for 4 bits, packed\n"
           "scales. False if a row of a held NaN or infinity: its results are meaningless.");
     m.def("quant_linears", quant_linears, nb::arg("a"), nb::arg("weights"), nb::arg("bits"),
-          "The same for several (w, scale, out), without bias: a is quantised once.");
+          "The same for several (w, scale, out, bias): a is quantised once.");
     m.def("quant_conv", quant_conv, nb::arg("x"), nb::arg("w"), nb::arg("scale"), nb::arg("out"), nb::arg("bias").none(),
           nb::arg("residual").none(), nb::arg("activation"), nb::arg("kernel"), nb::arg("stride"), nb::arg("pad"), nb::arg("dilation"),
           "x (N, H, W, C), packed w (O, h * w * C) of 8 bits -> out (N, H', W', O). False if x held NaN or infinity.");
