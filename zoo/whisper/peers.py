@@ -71,14 +71,14 @@ def decoder_transformers(model: str, format: str) -> Run:
         network(encoder_outputs=encoded, decoder_input_ids=torch.tensor([PROMPT]), past_key_values=cache)
 
     def run() -> Any:
-        written, given = [], PROMPT
-        cache.self_attention_cache.crop(0)
+        written: list[int] = []
+        given = PROMPT
+        cache.self_attention_cache.crop(-cache.get_seq_length())
         with torch.inference_mode():
             while given[-1] != END:
-                at = torch.arange(len(written) + len(PROMPT) - 1, len(written) + len(PROMPT)) if written else None
-                out = network(encoder_outputs=encoded, decoder_input_ids=torch.tensor([given]), past_key_values=cache,
-                              decoder_position_ids=None if at is None else at[None])  # fmt: skip
-                given = [int(out.logits[0, -1].argmax())]
+                ids = torch.tensor([given])
+                logits = network(encoder_outputs=encoded, decoder_input_ids=ids, past_key_values=cache).logits
+                given = [int(logits[0, -1].argmax())]
                 written += given
         return written
 
