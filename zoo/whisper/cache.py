@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from zoo.core import ops
+from zoo.core.dtype import float16, float32
 from zoo.core.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -55,10 +56,17 @@ class Cache:
     """Of all layers, for the text of A windows, in n hypotheses each."""
 
     def __init__(self, model: Whisper, encoded: Tensor, *, capacity: int = 0):
-        """encoded (A, S, d_model): what `model.encode` gave. capacity: tokens for which there shall be room at once."""
-        decoder = model.model.decoder
-        self.windows, self.device = encoded.shape[0], encoded.device
-        self.layers = [LayerCache(layer.encoder_attn.keys_values(encoded), capacity) for layer in decoder.layers]
+        """encoded (A, S, d_model): what `model.encode` gave. capacity: tokens for which there shall be room at once.
+
+        Beside rounded or narrow weights, keys and values of the audio are kept in float16: for Whisper-base they are as
+        many numbers as the weights of the decoder, and are read as often.
+        """
+        self.device, self.layers = encoded.device, []
+        for layer in model.model.decoder.layers:
+            weight = getattr(layer.encoder_attn.v_proj, "weight", None)  # an adapter has none of its own
+            dtype = float32 if weight is None or weight.dtype == float32 else float16
+            heard = layer.encoder_attn.keys_values(encoded)
+            self.layers.append(LayerCache(KeysValues(*(x.astype(dtype) for x in heard)), capacity))
 
     @property
     def length(self) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoo.core import ops
-from zoo.core.dtype import float16, float32
+from zoo.core.dtype import float32
 from zoo.core.errors import ShapeError
 from zoo.core.tensor import Tensor
 from zoo.nn import Conv1d, Embedding, LayerNorm, Linear, Module, TiedEmbedding, activation, recomputed, together
@@ -38,10 +38,8 @@ class Attention(Module):
         return self.out_proj(_joined(ops.attention(q, k, v, causal=causal)))
 
     def keys_values(self, encoded: Tensor) -> KeysValues:
-        """Of what was heard (B, S, width). Beside rounded or narrow weights they are kept in float16: a window's are as
-        large as the weights of the decoder, and are read as often."""
-        dtype = float32 if self.v_proj.weight.dtype == float32 else float16
-        return KeysValues(*(self._heads(y).astype(dtype) for y in together(encoded, self.k_proj, self.v_proj)))
+        """Of what was heard (B, S, width)."""
+        return KeysValues(*map(self._heads, together(encoded, self.k_proj, self.v_proj)))
 
     def cross(self, x: Tensor, heard: KeysValues) -> Tensor:
         """x (A n, L, width), n texts for each of the A windows of `heard`: one after the other they read its keys."""
