@@ -61,7 +61,8 @@ class Cache:
         Beside rounded or narrow weights, keys and values of the audio are kept in float16: for Whisper-base they are as
         many numbers as the weights of the decoder, and are read as often.
         """
-        self.device, self.layers = encoded.device, []
+        self.windows, self.device = encoded.shape[0], encoded.device
+        self.layers: list[LayerCache] = []
         for layer in model.model.decoder.layers:
             weight = getattr(layer.encoder_attn.v_proj, "weight", None)  # an adapter has none of its own
             dtype = float32 if weight is None or weight.dtype == float32 else float16
