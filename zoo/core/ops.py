@@ -7,6 +7,7 @@ Every function raises ShapeError or DtypeError at the call, naming op, shapes, d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,8 +24,7 @@ Axis = int | Sequence[int] | None
 
 
 def _named(name: str, doc: str, op: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    op.__name__ = op.__qualname__ = name
-    op.__doc__ = doc
+    op.__name__, op.__qualname__, op.__doc__ = name, name, doc
     return op
 
 
@@ -348,10 +348,7 @@ def max_pool(x: Tensor, window: int | Sequence[int], *, stride: Any = None, padd
 
 def avg_pool(x: Tensor, window: int | Sequence[int], *, stride: Any = None, padding: Pad = 0) -> Tensor:
     """Mean under each window; padding counts as zeros (torch's count_include_pad=True)."""
-    size = 1
-    for k in each_axis(window, x.ndim - 2, "window"):
-        size *= k
-    return _pool("window_sum", x, window, stride, padding) * (1.0 / size)
+    return _pool("window_sum", x, window, stride, padding) * (1.0 / math.prod(each_axis(window, x.ndim - 2, "window")))
 
 
 def _pool(name: str, x: Tensor, window: Any, stride: Any, padding: Pad) -> Tensor:
@@ -499,6 +496,5 @@ def dropout(x: Tensor, p: float, *, seed: int, offset: int) -> Tensor:
 def adamw_step(p: Tensor, g: Tensor, m: Tensor, v: Tensor, *, lr: float, beta1: float, beta2: float, eps: float,
                weight_decay: float, step: int) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """One step of AdamW (Loshchilov & Hutter 2019), from 1: parameter, gradient, moments -> parameter, moments."""
-    return bind(
-        P["adamw_step"], p, g, m, v, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, step=step
-    )
+    settings = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "step": step}
+    return bind(P["adamw_step"], p, g, m, v, **settings)
