@@ -19,7 +19,7 @@ from zoo.cli.signature import command, describe
 from zoo.core.errors import ZooError
 from zoo.port import Port
 
-GIVEN = ("device", "quiet", "progress")
+GIVEN = ("device", "quiet", "progress", "say")
 """Values a port's `evaluate` gets if it has a parameter of that name."""
 
 HELP = {"data": "labelled data: a directory", "batch": "examples at a time"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from zoo.port import Port
 from zoo.whisper.config import WhisperConfig
+from zoo.whisper.evaluate import evaluate
 from zoo.whisper.model import Whisper
 from zoo.whisper.run import run
 from zoo.whisper.weights import table
@@ -16,4 +17,5 @@ PORT = Port(
     model=Whisper,
     weights=table,
     run=run,
+    evaluate=evaluate,
 )
