@@ -82,6 +82,7 @@ def export(
             shape = shape_after(step.functions, stored.shape, known.config)
             if shape is None:
                 raise WeightsError(f"cannot export {base.shown}", f"{step.source} is {stored.shape}", "")
+            shape = (shape[0] * (1 + len(step.more)), *shape[1:]) if step.more else shape
             infos[step.target] = TensorInfo(shape, stored.dtype)
         total = sum(info.nbytes for info in infos.values())
         made = directory.parent / f".{directory.name}.{secrets.token_hex(4)}.tmp"
@@ -89,12 +90,14 @@ def export(
 
         def parts(name: str) -> Iterator[np.ndarray]:
             nonlocal done
-            for part in row_blocks(plan.apply(steps[name], source[steps[name].source])):
-                yield part
-                done += part.nbytes
-                if progress is not None:
-                    progress(done, total, f"exporting {checkpoint.shown}")
-            source.forget(steps[name].source)
+            step = steps[name]
+            for piece in (step.source, *step.more):
+                for part in row_blocks(plan.apply(step, source[piece])):
+                    yield part
+                    done += part.nbytes
+                    if progress is not None:
+                        progress(done, total, f"exporting {checkpoint.shown}")
+                source.forget(piece)
 
         try:
             with writing(directory):

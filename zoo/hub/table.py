@@ -9,8 +9,9 @@ A name that agrees with ours, in a layout that agrees, needs no row. Everything 
         tie("lm_head.weight", "embed_tokens.weight", when=lambda config: config.tie_word_embeddings),
     )
 
-`{i}` (any single letter) stands for a number and means the same number on both sides. Nothing is skipped quietly: a
-source tensor is used or dropped with a reason, a target is filled, or the plan refuses with one report of every gap.
+`{i}` (any single letter) stands for a number and means the same number on both sides; `**` in a drop for anything.
+Nothing is skipped quietly: a source tensor is used or dropped with a reason, a target is filled, or the plan refuses
+with one report of every gap.
 Plans look at names and shapes only; tensors are translated one at a time.
 """
 
@@ -49,6 +50,8 @@ class Operation:
     name: str
     forward: Function
     inverse: Function
+    piece: tuple[int, int] = (0, 1)
+    """(which, of how many): ours is one of several pieces that lie under each other in the published one."""
 
 
 def permute(*axes: int) -> Operation:
@@ -60,6 +63,17 @@ def permute(*axes: int) -> Operation:
 def transpose() -> Operation:
     """Swaps the two axes of a matrix."""
     return permute(1, 0)
+
+
+def third(which: int) -> Operation:
+    """Rows of queries (0), keys (1) or values (2), which are published under each other in one matrix."""
+
+    def forward(a: np.ndarray, config: Any) -> np.ndarray:
+        if len(a) % 3:
+            raise ValueError(f"{len(a)} rows do not divide by three")
+        return a[len(a) // 3 * which :][: len(a) // 3]
+
+    return Operation(f"third({which})", forward, lambda a, config: a, (which, 3))
 
 
 def flatten_channels_last(chw: Callable[[Any], tuple[int, int, int]]) -> Operation:
@@ -95,7 +109,7 @@ class Pattern:
             name = self.fields[index]
             group = f"(?P={name})" if name in self.fields[:index] else rf"(?P<{name}>\d+)"
             expression += group + re.escape(part)
-        self._match = re.compile(expression).fullmatch
+        self._match = re.compile(expression.replace(r"\*\*", ".*")).fullmatch
 
     def match(self, name: str) -> dict[str, str] | None:
         found = self._match(name)
@@ -157,6 +171,8 @@ class Step:
     functions: tuple[Function, ...] = ()
     names: tuple[str, ...] = ()
     """The operations' names, for display."""
+    more: tuple[str, ...] = ()
+    """On the way out: tensors that come under `source`, in the same way."""
 
 
 @dataclass(frozen=True)
@@ -274,8 +290,8 @@ class Table:
                 continue
             functions = tuple(operation.forward for operation in operations)
             names = tuple(operation.name for operation in operations)
-            back = tuple(operation.inverse for operation in reversed(operations))
-            self._place(gathered, Step(name, published, functions, names), back, source[published], param, config)
+            step = Step(name, published, functions, names)
+            self._place(gathered, step, operations, source[published], param, config)
         unused = []
         for name in source:
             if name in gathered.used or name in ignored:
@@ -296,7 +312,8 @@ class Table:
 
     def export(self, ours: Mapping[str, Shaped], config: Any) -> Plan:
         """Plans ours -> published: the same table backwards. Tied tensors are left out, as published files do."""
-        steps = []
+        pieces: dict[str, dict[int, str]] = {}
+        ways: dict[str, tuple[Operation, ...]] = {}
         unused = []
         for name in ours:
             if self.tied(name, config) is not None:
@@ -305,20 +322,29 @@ class Table:
             if published is None:
                 unused.append(name)
                 continue
-            functions = tuple(operation.inverse for operation in reversed(operations))
-            steps.append(Step(published, name, functions, tuple(o.name for o in reversed(operations))))
+            which = max((operation.piece[0] for operation in operations), default=0)
+            pieces.setdefault(published, {})[which] = name
+            ways[published] = operations[::-1]
+        steps = []
+        for published, names in pieces.items():
+            first, *more = (names[which] for which in sorted(names))
+            functions = tuple(operation.inverse for operation in ways[published])
+            steps.append(Step(published, first, functions, tuple(o.name for o in ways[published]), tuple(more)))
         return Plan(config, tuple(steps), unused=tuple(unused))
 
     @staticmethod
     def _place(
-        gathered: _Gaps, step: Step, back: tuple[Function, ...], source: Shaped, target: Shaped, config: Any
+        gathered: _Gaps, step: Step, operations: tuple[Operation, ...], source: Shaped, target: Shaped, config: Any
     ) -> None:
         """Adds a step whose result has the target's shape, or a misfit that says which source shape would have."""
         gathered.used.add(step.source)
         if shape_after(step.functions, source.shape, config) == tuple(target.shape):
             gathered.steps.append(step)
         else:
+            back = tuple(operation.inverse for operation in reversed(operations))
             expected = shape_after(back, target.shape, config)
+            if expected:
+                expected = (expected[0] * max((o.piece[1] for o in operations), default=1), *expected[1:])
             gathered.misfits.append(Misfit(step.source, tuple(source.shape), expected))
 
 

@@ -39,7 +39,7 @@ class TextConfig:
     @classmethod
     def published(cls, values: Mapping[str, Any]) -> TextConfig:
         projected = "CLIPTextModelWithProjection" in (values.get("architectures") or ())
-        return _known(cls, {"with_projection": projected, **values})
+        return accepted(cls, {"with_projection": projected, **values})
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class UNetConfig:
     """diffusers' UNet2DConditionModel."""
 
     REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "_class_name": ("UNet2DConditionModel",),
         "center_input_sample": (False,), "mid_block_type": ("UNetMidBlock2DCrossAttn",),
         "only_cross_attention": (False,), "downsample_padding": (1,), "mid_block_scale_factor": (1, 1.0),
         "act_fn": ("silu", "swish"), "reverse_transformer_layers_per_block": (None,), "encoder_hid_dim_type": (None,),
@@ -102,7 +103,7 @@ class UNetConfig:
 
     @classmethod
     def published(cls, values: Mapping[str, Any]) -> UNetConfig:
-        return _known(cls, values)
+        return accepted(cls, values)
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class VaeConfig:
     """diffusers' AutoencoderKL."""
 
     REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "_class_name": ("AutoencoderKL",),
         "act_fn": ("silu", "swish"), "shift_factor": (None, 0.0), "latents_mean": (None,), "latents_std": (None,),
         "use_quant_conv": (True,), "use_post_quant_conv": (True,), "mid_block_add_attention": (True,),
     }  # fmt: skip
@@ -135,7 +137,7 @@ class VaeConfig:
 
     @classmethod
     def published(cls, values: Mapping[str, Any]) -> VaeConfig:
-        return _known(cls, values)
+        return accepted(cls, values)
 
     @property
     def scale(self) -> int:
@@ -167,13 +169,20 @@ class StableDiffusionConfig:
         for name, kind in self.COMPONENTS.items():
             value = getattr(self, name)
             if isinstance(value, Mapping):
-                _fill(self, name, _known(kind, value))
+                _fill(self, name, accepted(kind, value))
         width = self.text_encoder.hidden_size + (self.text_encoder_2.hidden_size if self.text_encoder_2 else 0)
         if width != self.unet.cross_attention_dim:
             raise ValueError(
                 f"the text encoders give {width} channels, the unet's cross_attention_dim = "
                 f"{self.unet.cross_attention_dim}"
             )
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Any]) -> StableDiffusionConfig | None:
+        """That of a single file of the original code (zoo/stable_diffusion/original.py); None for others."""
+        from zoo.stable_diffusion import original
+
+        return original.config(tensors)
 
     @classmethod
     def from_directory(cls, directory: Path, tensors: Mapping[str, Any]) -> StableDiffusionConfig | None:
@@ -183,11 +192,11 @@ class StableDiffusionConfig:
         return weights.config(directory, tensors)
 
 
-def _known(kind: type[C], values: Mapping[str, Any]) -> C:
+def accepted(kind: type[C], values: Mapping[str, Any]) -> C:
     """A config from a published file. Raises ValueError for a value that is not implemented."""
-    for name, accepted in getattr(kind, "REFUSED", {}).items():
-        if name in values and values[name] not in accepted:
-            raise ValueError(f"{name} = {values[name]!r} is not implemented; only {accepted[0]!r} is")
+    for name, known in getattr(kind, "REFUSED", {}).items():
+        if name in values and values[name] not in known:
+            raise ValueError(f"{name} = {values[name]!r} is not implemented; only {known[0]!r} is")
     fields = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     given = {name: value for name, value in values.items() if name in fields}
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})

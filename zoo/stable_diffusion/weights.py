@@ -18,6 +18,8 @@ from zoo.hub.table import Drop, Operation, Row, Table, drop, permute, row
 from zoo.stable_diffusion.config import StableDiffusionConfig, TextConfig
 from zoo.stable_diffusion.text_encoder import TextEncoder
 
+ORIGINAL = "original"
+"""The layout of the single files of the original code (zoo/stable_diffusion/original.py)."""
 CHANNELS_LAST = "torch stores (out, in, height, width), we (out, height, width, in)"
 MATRIX = Operation(
     "squeeze", lambda a, config: a.reshape(a.shape[:2]), lambda a, config: a.reshape(*a.shape, 1, 1)
@@ -40,6 +42,10 @@ CONVOLUTIONS = (
 def table(config: StableDiffusionConfig) -> Table:
     """That of the layout in which these weights were published."""
     words = config.layout.split()
+    if words[0] == ORIGINAL:
+        from zoo.stable_diffusion import original
+
+        return original.table(config)
     return _diffusers(config.unet.use_linear_projection, "query" in words, _bare(config, words))
 
 
@@ -128,7 +134,10 @@ def _words(tensors: Mapping[str, Any]) -> Iterator[str]:
 
 
 def documents(config: StableDiffusionConfig) -> dict[str, dict[str, Any]]:
-    """model_index.json and the components' config.json, as diffusers reads them."""
+    """model_index.json and the components' config.json, as diffusers reads them; {} for the original code's one
+    file."""
+    if config.layout == ORIGINAL:
+        return {}
     xl = config.text_encoder_2 is not None
     index: dict[str, Any] = {"_class_name": "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"}
     found: dict[str, dict[str, Any]] = {components.INDEX: index}

@@ -1,0 +1,92 @@
+"""Cases of `zoo bench stable_diffusion`: SD 1.5's U-Net at 512 pixels with guidance (batch 2), and its VAE's decoder.
+
+Weights are made from their names, the same for every candidate, and scaled so that activations keep their size.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from zoo.bench.case import Case, Run
+from zoo.bench.inputs import numbers
+from zoo.core.tensor import tensor
+from zoo.nn import Module, quantize
+from zoo.stable_diffusion.config import UNetConfig, VaeConfig
+from zoo.stable_diffusion.unet import UNet
+from zoo.stable_diffusion.vae import Vae
+
+BATCH, TOKENS, TIME = 2, 77, 801.0
+UNET = UNetConfig(cross_attention_dim=768)
+VAE = VaeConfig(
+    block_out_channels=(128, 256, 512, 512), layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+)  # fmt: skip
+
+
+class Weights(Mapping[str, np.ndarray]):
+    """Our names -> arrays of a model's shapes, made at each look-up: one is in memory at a time."""
+
+    def __init__(self, model: Module):
+        self.shapes = {name: meta.shape for name, meta in model.spec().items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        shape = self.shapes[name]
+        array = numbers(zlib.crc32(name.encode()), *shape)
+        if len(shape) == 1:  # biases about 0; weights of normalisations about 1
+            array *= 0.2
+            array += np.float32("norm" in name and name.endswith("weight"))
+        else:  # variance 1 / fan-in
+            array *= np.float32(math.sqrt(12 / math.prod(shape[1:])))
+        array.flags.writeable = False
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+def latents(pixels: int, batch: int) -> np.ndarray:
+    return 3.4 * numbers(1, batch, pixels // 8, pixels // 8, 4)
+
+
+def text() -> np.ndarray:
+    return 3.4 * numbers(2, BATCH, TOKENS, UNET.cross_attention_dim)
+
+
+def unet(pixels: int, dtype: str = "f32") -> Run:
+    model = UNet(UNET)
+    model.load(Weights(model), device="cpu")
+    if dtype == "int8":
+        quantize(model, dtype)
+    model.prepare()
+    x, time = tensor(latents(pixels, BATCH), device="cpu"), tensor(np.full(1, TIME, np.float32), device="cpu")
+    keys_values = model.keys_values(tensor(text(), device="cpu"))
+    return lambda: model(x, time, keys_values)
+
+
+def decode(pixels: int) -> Run:
+    model = Vae(VAE)
+    model.load(Weights(model), device="cpu").prepare()
+    z = tensor(latents(pixels, 1), device="cpu")
+    return lambda: model.decode(z)
+
+
+def _case(name: str, unit: str, ours: str, **settings: Any) -> Case:
+    agree = settings.pop("agree", 1e-3)
+    peers = {peer: f"zoo.stable_diffusion.peers:{ours}_{peer}" for peer in ("diffusers", "openvino")}
+    return Case(name, unit, 1, f"zoo.stable_diffusion.bench:{ours}", peers, settings, group="Stable Diffusion",
+                agree=agree)  # fmt: skip
+
+
+CASES = (
+    _case("SD 1.5 U-Net, batch 2, 512 px", "steps/s", "unet", pixels=512),
+    _case("SD 1.5 U-Net int8, batch 2, 512 px", "steps/s", "unet", pixels=512, dtype="int8", agree=0.05),
+    _case("SD 1.5 VAE decode, 512 px", "pictures/s", "decode", pixels=512),
+)
