@@ -83,7 +83,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if known is None:
                 return self.answer(404, {"X-Error-Code": "RevisionNotFound"})
             return self.answer(200, {"Content-Type": "application/json"}, json.dumps(hub.info(known)).encode())
-        name = parts[-1]
+        name = "/".join(parts[2:] if parts[0] == "cdn" else parts[4:])
         if parts[0] == "cdn":
             content = (hub.files(parts[1]) or {})[name]
         elif parts[2:3] == ["resolve"] and name in (hub.files(parts[3]) or {}):

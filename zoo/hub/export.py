@@ -100,13 +100,15 @@ def export(
                 source.forget(piece)
 
         try:
+            documents = known.port.documents(known.config) if known.port.documents is not None else {}
             with writing(directory):
                 made.mkdir(parents=True)
                 for path in base.companions():
+                    if documents and path.parent == base.directory and path.name == refs.CONFIG_FILE:
+                        continue  # ours: it would stand beside those of the components, and say the same
                     target = made / path.relative_to(path.parent if base.directory is None else base.directory)
                     target.parent.mkdir(exist_ok=True)
                     shutil.copyfile(path, target)
-            documents = known.port.documents(known.config) if known.port.documents is not None else {}
             for name, document in documents.items():
                 if not (made / name).exists():
                     write_json(made / name, document)

@@ -18,4 +18,5 @@ PORT = Port(
     run=run,
     finetune=finetune,
     documents=documents,
+    bench="zoo.stable_diffusion.bench",
 )
