@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import zoo
+from zoo.cli.main import main
 from zoo.core.errors import DataError
 from zoo.core.tensor import Tensor
 from zoo.hub import load as load_any
@@ -297,6 +298,16 @@ def test_a_run_that_cannot_begin(tiny, tmp_path):
     with pytest.raises(DataError, match="too few clips"):
         list(finetune(model, data=manifest(tiny, {"audio": "a.wav", "text": "x"}), out=tmp_path / "out", quiet=True))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_program(tiny, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ["--weights", str(tiny), "--data", str(speech(tiny)), "--out", str(out), "--epochs", "1", "--lora", "2"]
+    assert main(["finetune", "whisper", *options, "--language", "german", "--quiet", "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["results"][0]["clips"] == 6 and done["results"][0]["unseen"] == 2
+    assert main(["finetune", "whisper", *options, "--language", "klingon"]) == 1
+    assert "unknown language" in capsys.readouterr().err
 
 
 def test_a_tenth_is_held_out():

@@ -6,6 +6,7 @@ from __future__ import annotations
 from zoo.port import Port
 from zoo.whisper.config import WhisperConfig
 from zoo.whisper.evaluate import evaluate
+from zoo.whisper.finetune import finetune
 from zoo.whisper.model import Whisper
 from zoo.whisper.run import run
 from zoo.whisper.weights import table
@@ -17,5 +18,6 @@ PORT = Port(
     model=Whisper,
     weights=table,
     run=run,
+    finetune=finetune,
     evaluate=evaluate,
 )

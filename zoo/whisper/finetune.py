@@ -18,6 +18,7 @@ from zoo.train import AdamW, Learner, cosine, matrices_only
 from zoo.whisper.augment import SpecAugment
 from zoo.whisper.data import IGNORED, ByLength, Clip, Clips, files, masking, read
 from zoo.whisper.model import Whisper
+from zoo.whisper.run import language_code
 from zoo.whisper.tokenizer import Tokenizer
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
@@ -101,7 +102,7 @@ def finetune(
     batch: clips per step, of about the same length
     lr: highest learning rate, after a warm-up; it falls to a tenth over the run. Without it, 1e-5, or 1e-3 with --lora
     lora: rank of an adapter, which is trained beside weights that stay; 0 trains the weights themselves
-    language: of rows that do not say theirs
+    language: of rows that do not say theirs: a code or a name
     task: what the texts are of what is said: the same language, or English
     mask_time_prob: share of the sound that is masked, in stretches (SpecAugment); 0 masks nothing
     mask_time_length: frames of such a stretch, of 10 ms
@@ -114,7 +115,7 @@ def finetune(
     from zoo.hub import adapter
 
     train_file, valid_file = files(data)
-    tokenizer = Tokenizer.of(model)
+    tokenizer, language = Tokenizer.of(model), language_code(language) or ""
     train = read(train_file, tokenizer, model.config, language=language, task=task)
     if valid_file is None:
         train, held = split(train, seed)
