@@ -18,5 +18,6 @@ PORT = Port(
     run=run,
     finetune=finetune,
     documents=documents,
+    checkpoints=("stable_diffusion",),
     bench="zoo.stable_diffusion.bench",
 )

@@ -18,7 +18,6 @@ from zoo.core.errors import DataError, ZooError
 from zoo.core.random import Generator
 from zoo.core.tensor import Tensor
 from zoo.data.loader import Loader
-from zoo.hub.files import write_json
 from zoo.hub.safetensors import write
 from zoo.nn import lora as adapters
 from zoo.stable_diffusion import captioned, pipeline
@@ -204,7 +203,7 @@ def finetune(
 
 
 def save_adapter(unet: Any, directory: Path) -> Path:
-    """Writes the LoRA layers of a U-Net as diffusers' `load_lora_weights` reads them, and what they were made with.
+    """Writes the LoRA layers of a U-Net as diffusers' `load_lora_weights` reads them.
 
     The scale is 1 (alpha is the rank), which is what readers take where the file says nothing of it.
     """
@@ -216,9 +215,7 @@ def save_adapter(unet: Any, directory: Path) -> Path:
         for path, layer in found.items()
         for name in ("lora_A", "lora_B")
     }
-    rank = next(iter(found.values())).lora_A.weight.shape[0]
     write(directory / ADAPTER, tensors, {"format": "pt"})
-    write_json(directory / "adapter_config.json", {"r": rank, "lora_alpha": rank, "target_modules": sorted(TARGETS)})
     return directory
 
 

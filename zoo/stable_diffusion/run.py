@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -72,8 +71,8 @@ def run(
     tile: bool = False,
     preview: int = 0,
     seed: int = 0,
-    quiet: bool = False,
     progress: Any = None,
+    say: Any = None,
 ) -> Iterator[Drawn]:
     """Draw what a text says, or draw a picture anew.
 
@@ -112,16 +111,14 @@ def run(
     expected = estimate(model, request.height or 0, request.width or 0, min(batch, count) * (1 + guided))
     request, said = _within_memory(request, expected, tile)
     paths = _paths(out, settings["prompt"], request.seeds)
-    if not quiet:
-        print(_plan(model, settings, request, expected), *said, sep="\n", file=sys.stderr)
-        for line in _lost(model, request):
-            print(line, file=sys.stderr)
-    yield _draw(model, request, settings, paths, preview, progress, quiet)
+    say = say or (lambda text: None)
+    for line in (_plan(model, settings, request, expected), *said, *_lost(model, request)):
+        say(line)
+    yield _draw(model, request, settings, paths, preview, progress, say)
 
 
 def _draw(
-    model: Any, request: Request, settings: Mapping[str, Any], paths: list[Path], preview: int, progress: Any,
-    quiet: bool,
+    model: Any, request: Request, settings: Mapping[str, Any], paths: list[Path], preview: int, progress: Any, say: Any
 ) -> Drawn:  # fmt: skip
     start = time.perf_counter()
     walked, drawn = 0.0, 0
@@ -136,8 +133,8 @@ def _draw(
                 picture.write(_preview(paths[0]), picture.to_bytes(pixels[0]), settings)
             continue
         assert isinstance(event, Picture)
-        if event.warning and not quiet:
-            print(event.warning, file=sys.stderr)
+        if event.warning:
+            say(event.warning)
         picture.write(paths[drawn], picture.to_bytes(event.pixels), {**settings, "seed": event.seed})
         drawn += 1
     return Drawn(tuple(paths), dict(settings), round(walked / steps, 4), round(time.perf_counter() - start, 3))
