@@ -180,7 +180,7 @@ def _request(model: Any, settings: Mapping[str, Any], count: int, batch: int, pr
         skip=int(settings.get("skip") or 0),
         cut=bool(settings.get("cut")),
         previews=previews,
-        release=not previews,
+        release=True,
     )
 
 
