@@ -137,7 +137,47 @@ def test_other_files_say_nothing_or_too_much(tmp_path: Path) -> None:
             picture.settings_of(tmp_path / "odd.png")
 
 
-def test_a_sheet_of_pictures() -> None:
-    rows = np.arange(5 * 2 * 3 * 1, dtype=np.uint8).reshape(5, 2, 3, 1)
-    whole = picture.sheet(rows)
-    assert whole.shape == (4, 9, 1) and np.array_equal(whole[2:4, 3:6], rows[4]) and not whole[2:4, 6:].any()
+def test_a_lora_and_a_small_autoencoder(weights: Path, real: Any, capsys: Any) -> None:
+    from zoo.core.random import Generator
+    from zoo.nn import lora as adapters
+    from zoo.stable_diffusion.finetune import ADAPTER, TARGETS, save_adapter
+
+    model = model_of("1", "cpu")
+    adapters.attach(model.unet, 2, alpha=2, targets=TARGETS)
+    for layer in adapters.layers(model.unet).values():
+        layer.lora_B.set("weight", Generator(5).normal(layer.lora_B.weight.shape, device="cpu"))
+    save_adapter(model.unet, Path("adapter"))
+    options = ["a bike", "--size", "16x16", "--steps", "2"]
+    assert draw(weights, *options, "--out", "plain.png") == 0
+    assert draw(weights, *options, "--lora", f"adapter/{ADAPTER}=0.5", "--out", "half.png") == 0
+    assert "× 0.5: " in capsys.readouterr().err and picture.settings_of("half.png")["lora"]
+    assert not np.array_equal(pixels("plain.png"), pixels("half.png"))
+    assert draw(weights, "--from", "half.png", "--out", "again.png") == 0
+    assert np.array_equal(pixels("half.png"), pixels("again.png"))
+    assert draw(weights, *options, "--lora", f"adapter/{ADAPTER}=much") == 1
+    assert (
+        draw(weights, *options, "--vae", str(real("taesd", "taesd_decoder.safetensors").parent), "--out", "t.png") == 0
+    )
+    assert pixels("t.png").shape == (16, 16, 3)
+
+
+def test_a_lora_changes_packed_weights_as_it_changes_plain_ones(weights: Path) -> None:
+    import zoo
+    from zoo.core.random import Generator
+    from zoo.nn import lora as adapters
+    from zoo.stable_diffusion import lora
+    from zoo.stable_diffusion.finetune import ADAPTER, TARGETS, save_adapter
+
+    tuned = model_of("1", "cpu")
+    adapters.attach(tuned.unet, 2, alpha=2, targets=TARGETS)
+    for layer in adapters.layers(tuned.unet).values():
+        layer.lora_B.set("weight", Generator(5).normal(layer.lora_B.weight.shape, device="cpu"))
+    save_adapter(tuned.unet, Path("adapter"))
+    given = [zoo.tensor(np.ones(shape, np.float32), device="cpu") for shape in ((1, 8, 8, 4), (1,), (1, 77, 24))]
+    plain, packed = zoo.load(weights, device="cpu"), zoo.load(weights, device="cpu").prepare()
+    for model in (plain, packed):
+        assert lora.merge(model, Path("adapter") / ADAPTER).unknown == ()
+    found = [model.prepare().unet(*given).numpy() for model in (plain, packed)]
+    assert np.array_equal(found[0], found[1])
+    known = tuned.unet(*given).numpy()
+    assert np.abs(found[0] - known).max() < 3e-5 * np.abs(known).max()

@@ -139,7 +139,7 @@ def available() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for root in search_path():
         for directory in _children(root):
-            if (directory / WEIGHTS_FILE).is_file():
+            if (directory / WEIGHTS_FILE).is_file() or (directory / components.INDEX).is_file():
                 found.setdefault(directory.name, directory)
     return found
 
@@ -185,7 +185,7 @@ def resolve(ref: str | os.PathLike[str]) -> Checkpoint:
     """
     text = os.fspath(ref)
     if not isinstance(ref, Path) and _NAME.fullmatch(text) and (directory := available().get(text)) is not None:
-        return Checkpoint(directory / WEIGHTS_FILE, directory)
+        return Checkpoint(_file_in(directory), directory)
     if not isinstance(ref, Path) and (known := hub_id(text)) and (found := _pulled(*known)) is not None:
         return found
     path = Path(os.path.expanduser(text))

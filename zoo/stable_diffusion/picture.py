@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,14 +88,3 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError as error:
         raise DataError(f"cannot read {os.fspath(path)}", error.strerror or str(error), "Check the path.") from error
-
-
-def sheet(pictures: np.ndarray) -> np.ndarray:
-    """Pictures (B, H, W, 3) side by side, in rows as near to a square as they come."""
-    count, height, width, channels = pictures.shape
-    across = math.ceil(math.sqrt(count))
-    down = -(-count // across)
-    room = np.zeros((down * across, height, width, channels), pictures.dtype)
-    room[:count] = pictures
-    rows = room.reshape(down, across, height, width, channels).swapaxes(1, 2)
-    return rows.reshape(down * height, across * width, channels)

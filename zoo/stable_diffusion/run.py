@@ -67,6 +67,8 @@ def run(
     batch: int = 1,
     rescale: float | None = None,
     skip: int | None = None,
+    lora: list[str] | None = None,
+    vae: Path | None = None,
     cut: bool = False,
     tile: bool = False,
     preview: int = 0,
@@ -92,6 +94,8 @@ def run(
     batch: pictures to work on at once
     rescale: share of the contrast that guidance adds which is taken back, 0 to 1
     skip: leave out so many of the text encoder's last layers
+    lora: a LoRA file of diffusers' or kohya's kind, FILE or FILE=0.8 for a share of it; may be given several times
+    vae: a TAESD, a small autoencoder in the place of the checkpoint's: faster, a little coarser
     cut: cut the prompt off after 75 tokens, as diffusers does, instead of encoding it in parts
     tile: decode in tiles of 512 pixels, for little memory
     preview: after every so many steps, write what is seen so far beside --out
@@ -100,9 +104,13 @@ def run(
     given = {"prompt": prompt, "steps": steps, "guidance": guidance, "negative": negative, "size": size,
              "scheduler": scheduler, "strength": strength, "rescale": rescale, "skip": skip,
              "init": None if init is None else str(init), "mask": None if mask is None else str(mask),
-             "cut": cut or None, "seed": seed or None}  # fmt: skip
+             "lora": lora or None, "vae": None if vae is None else str(vae), "cut": cut or None,
+             "seed": seed or None}  # fmt: skip
     _check_weights(model, before, from_)
     settings = {**before, **{key: value for key, value in given.items() if value is not None}}
+    say = say or (lambda text: None)
+    for line in _changed(model, settings):
+        say(line)
     if count < 1 or batch < 1:
         raise ZooError("there is nothing to draw", f"--count is {count} and --batch {batch}", "Ask for at least 1.")
     request = _request(model, settings, count, batch, previews=preview > 0)
@@ -111,7 +119,6 @@ def run(
     expected = estimate(model, request.height or 0, request.width or 0, min(batch, count) * (1 + guided))
     request, said = _within_memory(request, expected, tile)
     paths = _paths(out, settings["prompt"], request.seeds)
-    say = say or (lambda text: None)
     for line in (_plan(model, settings, request, expected), *said, *_lost(model, request)):
         say(line)
     yield _draw(model, request, settings, paths, preview, progress, say)
@@ -184,6 +191,34 @@ def _request(model: Any, settings: Mapping[str, Any], count: int, batch: int, pr
     )
 
 
+def _changed(model: Any, settings: Mapping[str, Any]) -> Iterator[str]:
+    """Puts LoRA files and another VAE into the model, in place; -> what to say about it."""
+    for entry in settings.get("lora") or ():
+        from zoo.stable_diffusion import lora as loras
+
+        name, share = _share(entry)
+        merged = loras.merge(model, name, share)
+        yield f"{name} × {share:g}: {merged.layers} layers changed" + (
+            f"; of its tensors, {len(merged.unknown)} belong to none" if merged.unknown else ""
+        )
+    if settings.get("vae") is not None:
+        from zoo.stable_diffusion import taesd
+
+        model.vae = taesd.load(settings["vae"], device=model.device)
+    model.prepare()
+
+
+def _share(entry: str) -> tuple[str, float]:
+    """FILE=0.8 -> the file and the number; 1 without one."""
+    name, sign, number = entry.rpartition("=")
+    if not sign or Path(entry).exists():
+        return entry, 1.0
+    try:
+        return name, float(number)
+    except ValueError:
+        raise ZooError(f"cannot use --lora {entry}", f"{number!r} is no number", "Write FILE or FILE=0.8.") from None
+
+
 def _settings(model: Any, given: Mapping[str, Any], request: Request) -> dict[str, Any]:
     """All that decides the picture, for the PNG and the JSON document."""
     import zoo
@@ -199,6 +234,8 @@ def _settings(model: Any, given: Mapping[str, Any], request: Request) -> dict[st
         "weights": None if source is None else source.shown, "revision": provenance.get("commit"),
         "version": zoo.__version__,
     }  # fmt: skip
+    if given.get("lora") or given.get("vae"):
+        found |= {"lora": given.get("lora"), "vae": given.get("vae")}
     for key in ("init", "mask"):
         if given.get(key) is not None:
             found |= {key: given[key], f"{key}_sha256": picture.fingerprint(given[key]), "strength": request.strength}

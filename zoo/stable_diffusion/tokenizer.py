@@ -46,13 +46,12 @@ class Tokenizer:
     @classmethod
     def of(cls, model: Any) -> list[Tokenizer]:
         """Those of a loaded Stable Diffusion, one for each text encoder."""
-        source = None if model.source is None else model.source.directory
-        if source is None:
-            raise WeightsError(
-                "there is no tokenizer",
-                "the weights are a single file, which has no place for one",
-                "Use a directory with a tokenizer folder (vocab.json and merges.txt) beside the weights.",
-            )
+        found = model.source
+        source = None if found is None else found.directory or found.file.parent
+        if source is None or not (source / "tokenizer").is_dir():
+            why = "there is no folder `tokenizer` with vocab.json and merges.txt beside the weights"
+            fix = "Put that of any Stable Diffusion of this version there: they are all alike."
+            raise WeightsError("there is no tokenizer", why, fix)
         config = model.config
         pairs = [("tokenizer", config.text_encoder), ("tokenizer_2", config.text_encoder_2)]
         return [cls(source / name, c.max_position_embeddings, c.vocab_size) for name, c in pairs if c is not None]
