@@ -20,6 +20,8 @@ class BeamSearch:
         self.written: list[list[int]] = []
         self.logprobs = [0.0] * windows
         self.finished: list[list[Hypothesis]] = [[] for _ in range(windows)]
+        self.closed: list[list[Hypothesis] | None] = [None] * windows
+        """Of a window that found enough; it is computed along until all have, and nothing is added to it."""
 
     def step(self, logits: np.ndarray) -> list[int] | None:
         # each row's size + 1 likeliest tokens are enough: one of them may be the end
@@ -50,13 +52,16 @@ class BeamSearch:
                 if saved == self.size:
                     break
         self.written, self.logprobs = written, logprobs
-        return None if all(len(finished) >= self.enough for finished in self.finished) else sources
+        for window, finished in enumerate(self.finished):
+            if self.closed[window] is None and len(finished) >= self.enough:
+                self.closed[window] = self._found(window)
+        return sources if None in self.closed else None
 
     def hypotheses(self) -> list[list[Hypothesis]]:
+        return [self._found(window) if closed is None else closed for window, closed in enumerate(self.closed)]
+
+    def _found(self, window: int) -> list[Hypothesis]:
         """Those that have ended; where they are fewer than the beam is wide, the likeliest of the others too."""
-        found = []
-        for window, finished in enumerate(self.finished):
-            rows = range(window * self.size, (window + 1) * self.size)
-            live = sorted((Hypothesis(self.written[row], self.logprobs[row]) for row in rows), key=lambda h: -h.logprob)
-            found.append(finished + live[: max(self.size - len(finished), 0)])
-        return found
+        rows = range(window * self.size, (window + 1) * self.size)
+        live = sorted((Hypothesis(self.written[row], self.logprobs[row]) for row in rows), key=lambda h: -h.logprob)
+        return self.finished[window] + live[: max(self.size - len(self.finished[window]), 0)]
