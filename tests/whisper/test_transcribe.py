@@ -1,4 +1,4 @@
-"""Whole recordings: segments, words and the walk through a recording are openai/whisper's; the rest by its own rules."""
+"""Whole recordings: segments, words and the walk through them are openai/whisper's; the rest by its own rules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zoo.whisper.decoding import Result
 from zoo.whisper.recording import Samples
 from zoo.whisper.segment import split
 from zoo.whisper.tokenizer import Tokenizer
-from zoo.whisper.transcribe import Options, State, transcribe, windows
+from zoo.whisper.transcribe import Options, State, clips_of, transcribe, windows
 from zoo.whisper.window import Ear, Window
 
 FRAMES = 200
@@ -55,7 +55,7 @@ CASES = {
     "clips": {"clip_timestamps": [1.0, 3.5, 6.0]},
     "a prompt": {"initial_prompt": "names: zoo"},
     "a prompt before every window": {"initial_prompt": "names: zoo", "carry_initial_prompt": True},
-    "no timestamps": {"without_timestamps": True},
+    "no timestamps": {"without_timestamps": True, "initial_prompt": "abc"},
 }  # fmt: skip
 
 
@@ -91,11 +91,11 @@ def test_segments_are_openais(openai, name):
     wanted = [one for one in expected["segments"] if one["text"].strip()]
     assert [one.tokens for one in segments] == [one["tokens"] for one in wanted]
     for one, other in zip(segments, wanted, strict=True):
-        assert (one.start, one.end) == pytest.approx((other["start"], other["end"]), abs=1e-6)
+        assert (one.start, one.end) == pytest.approx((other["start"], other["end"]), abs=0.006)
         assert one.avg_logprob == pytest.approx(other["avg_logprob"], abs=1e-4)
-        words = [(word.word, word.start, word.end) for word in one.words or ()]
-        assert words == [(word["word"], word["start"], word["end"]) for word in other.get("words", ())]
         for word, reported in zip(one.words or (), other.get("words", ()), strict=True):
+            assert word.word == reported["word"]
+            assert (word.start, word.end) == pytest.approx((reported["start"], reported["end"]), abs=0.006)  # rounded
             assert word.probability == pytest.approx(reported["probability"], abs=1e-4)
     assert bool(segments) or "hallucinations" in name
 
@@ -227,13 +227,37 @@ def test_memory_does_not_grow_with_the_recording(model):
 
     options = Options(language="en", beam_size=1, temperature=0.0, condition_on_previous_text=False)
     peaks = []
-    for clips in (((0.0, 20.0),), ((7000.0, 7020.0),), ((0.0, 80.0),)):
+    for clips in (((0.0, 4.0),), ((7000.0, 7004.0),), ((0.0, 24.0),)):
         tracemalloc.start()
         count = sum(1 for _ in windows(model, Endless(), Options(**{**vars(options), "clips": clips})))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-        assert count >= 10
-    assert max(peaks) < 1.2 * min(peaks) + 500_000  # 80 s of samples alone would be 5 MB
+        assert count >= 2
+    assert max(peaks) < 1.1 * min(peaks) + 300_000  # 24 s of samples alone are 1.5 MB
+
+
+def test_what_may_be_speech_is_heard_alone(model):
+    rng = np.random.default_rng(0)
+    sound = rng.normal(0, 1e-4, 16000 * 60).astype(np.float32)
+    for second in (10, 13, 30, 31):
+        sound[16000 * second : 16000 * second + 8000] += speech(0.5, seed=second)
+    spans = clips_of(Samples(sound), Options(vad=True), 3000)
+    assert len(spans) == 1 and 9 < spans[0][0] < 10 and 31 < spans[0][1] < 32.5
+    spans = clips_of(Samples(sound), Options(vad=True), FRAMES)
+    assert [round(start) for start, _ in spans] == [10, 13, 30] and clips_of(Samples(sound), Options(), 3000) == (
+        (0.0, None),
+    )
+    spans = clips_of(Samples(sound), Options(vad=True, clips=((0.0, 12.0), (13.2, 30.2))), FRAMES)
+    assert [(round(start, 1), round(end, 1)) for start, end in spans[1:]] == [
+        (13.2, spans[1][1].__round__(1)),
+        (spans[2][0].__round__(1), 30.2),
+    ]
+    options = Options(vad=True, language="en", beam_size=1, temperature=0.0)
+    for found in (
+        list(windows(model, Samples(sound), options)),
+        list(batched.windows(model, Samples(sound), options, 4)),
+    ):
+        assert found and all(9 < window.start < 32.5 for window in found)
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from zoo.whisper.model import Whisper
 from zoo.whisper.segment import split
 from zoo.whisper.timing import add_word_timestamps, end_of
 from zoo.whisper.tokenizer import Tokenizer
-from zoo.whisper.transcribe import Options, State, segment_of
+from zoo.whisper.transcribe import Options, State, clips_of, segment_of
 from zoo.whisper.window import RATE, Attempt, Audio, Ear, Window, encode
 
 SEARCHED = 5
@@ -50,7 +50,7 @@ def windows(
     if state.language is not None:
         sot_sequence(tokenizer, state.language, options.task)
     options = replace(options, condition_on_previous_text=False)
-    spans = cuts(recording, options.clips, config.frames, state.seek)
+    spans = cuts(recording, clips_of(recording, options, config.frames), config.frames, state.seek)
     while group := list(islice(spans, batch)):
         encoded = encode(model, [ear.hear(start, end - start)[1] for start, end in group])
         if state.language is None:

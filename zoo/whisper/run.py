@@ -6,7 +6,7 @@ import difflib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from zoo.whisper.recording import STDIN, Recording
 from zoo.whisper.resume import SUFFIX, Journal, fingerprint, hash_of
 from zoo.whisper.segment import Segment
 from zoo.whisper.tokenizer import Tokenizer
-from zoo.whisper.transcribe import TEMPERATURES, Options, State, windows
+from zoo.whisper.transcribe import TEMPERATURES, Options, State, clips_of, windows
 from zoo.whisper.window import Window
 from zoo.whisper.writers import clock
 
@@ -84,9 +84,9 @@ def run(
     no_speech_threshold: float = 0.6,
     hallucination_silence_threshold: float | None = None,
     clip_timestamps: str = "0",
+    vad: bool = False,
     batch: int = 0,
     seed: int = 0,
-    quiet: bool = False,
     progress: Callable[..., None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Iterator[Any]:
@@ -114,6 +114,7 @@ def run(
     hallucination_silence_threshold: skip silence of more seconds around words that are hardly there; needs
         --word-timestamps
     clip_timestamps: START,END,START,END,... in seconds: transcribe these spans only; the last END may be left out
+    vad: hear only what stands out from the background: saves time where much is silence
     batch: so many windows at once, each by itself; 0: one after the other
     """
     options = Options(
@@ -132,6 +133,7 @@ def run(
         carry_initial_prompt=carry_initial_prompt,
         word_timestamps=word_timestamps,
         clips=spans(clip_timestamps),
+        vad=vad,
         hallucination_silence_threshold=hallucination_silence_threshold,
         seed=seed,
     )
@@ -173,6 +175,10 @@ def _transcribe(
     if journal is not None and resume:
         known = journal.windows()
     tokenizer = Tokenizer.of(model)
+    if options.vad:
+        options = replace(options, vad=False, clips=clips_of(recording, options, model.config.frames))
+        some = sum(end - start for start, end in options.clips if end is not None)
+        say(f"  {clock(some)} of {clock(recording.duration or 0.0)} may be speech")
     if options.initial_prompt and known:
         state.tokens = tokenizer.encode(" " + options.initial_prompt.strip())
     for window in known:

@@ -70,14 +70,17 @@ def add_word_timestamps(
     for segment, text in zip(segments, texts, strict=True):
         known, words = 0, list[Word]()
         while at < len(timings) and known < len(text):
-            one = timings[at]
-            if one.word:
-                start, end = round(window.start + one.start, 2), round(window.start + one.end, 2)
-                words.append(Word(one.word, start, end, one.probability))
-            known += len(one.tokens)
+            timing = timings[at]
+            if timing.word:
+                start, end = round(window.start + timing.start, 2), round(window.start + timing.end, 2)
+                words.append(Word(timing.word, start, end, timing.probability))
+            known += len(timing.tokens)
             at += 1
         if words:
             last = _fit(segment, words, last, usual)
+            segment.start, segment.end = round(segment.start, 2), round(segment.end, 2)
+            for word in words:
+                word.start, word.end = round(word.start, 2), round(word.end, 2)
         segment.words = words
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from zoo.core.errors import ZooError
 from zoo.core.tensor import Tensor
+from zoo.whisper import vad
 from zoo.whisper.cache import Cache
 from zoo.whisper.decoding import DecodingOptions, Result, decode, detect_language, sot_sequence
 from zoo.whisper.hallucination import without_hallucinations
@@ -58,6 +59,8 @@ class Options:
     word_timestamps: bool = False
     clips: Sequence[tuple[float, float | None]] = ((0.0, None),)
     """Spans to transcribe, in seconds; None: to the end."""
+    vad: bool = False
+    """Only what stands out from the background is heard (zoo/whisper/vad.py)."""
     hallucination_silence_threshold: float | None = None
     """Silence of more seconds around words that are hardly there is skipped; needs word_timestamps."""
     without_timestamps: bool = False
@@ -167,7 +170,7 @@ def windows(
         state.language = options.language or (None if tokenizer.multilingual else "en")
     if state.language is not None:
         sot_sequence(tokenizer, state.language, options.task)
-    for start, end in options.clips:
+    for start, end in clips_of(recording, options, config.frames):
         stop = sys.maxsize if end is None else round(end * RATE)
         state.seek = max(state.seek, round(start * RATE))
         while state.seek < stop:
@@ -184,6 +187,25 @@ def windows(
             _decode(model, tokenizer, encoded, cache, window, state, options, context, recording.duration)
             state.seen(window, options)
             yield window
+
+
+def clips_of(recording: Audio, options: Options, frames: int) -> Sequence[tuple[float, float | None]]:
+    """The spans to transcribe. With `vad`, what may be speech in them: spans beside each other that fit into one
+    window of `frames` frames become one, since a window takes its time however much of it is silence."""
+    if not options.vad:
+        return options.clips
+    found: list[tuple[float, float | None]] = []
+    for first, last in options.clips:
+        fresh = True
+        for start, stop in vad.spans(recording):
+            begin, end = max(start, first), stop if last is None else min(stop, last)
+            if begin >= end:
+                continue
+            if not fresh and end - found[-1][0] <= frames / RATE:
+                begin = found.pop()[0]
+            found.append((begin, end))
+            fresh = False
+    return found
 
 
 def _context(state: State, options: Options, initial: Sequence[int], room: int) -> list[int]:
