@@ -230,9 +230,9 @@ def _shown(window: Window, transcript: Transcript, options: Options, say: Callab
     transcript.retried += len(window.attempts) > 1
     transcript.skipped += bool(window.skipped)
     for segment in window.segments:
-        yield f"[{clock(segment.start)} --> {clock(segment.end)}] {segment.text.strip()}\n"
+        yield f"[{clock(segment.start)} --> {clock(segment.end)}] {' '.join(segment.text.split())}\n"
         for word in segment.words or ():
-            yield f"  [{clock(word.start)} --> {clock(word.end)}] {word.word.strip()}\n"
+            yield f"  [{clock(word.start)} --> {clock(word.end)}] {' '.join(word.word.split())}\n"
 
 
 def language_code(language: str | None) -> str | None:
