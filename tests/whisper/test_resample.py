@@ -89,10 +89,8 @@ def test_a_constant_stays_one():
 def test_odd_rates_keep_few_matrices():
     """A rate that shares no factor with 16000 has 16000 sets of taps; they are made as they are needed."""
     resampler = Resampler(399_989)
-    x = np.ones(resampler.step + 2 * resampler.reach, np.float32)
     assert resampler._matrix.cache_parameters()["maxsize"] == 1
-    assert Resampler(44100)._matrix.cache_parameters()["maxsize"] == 3
-    del x
+    assert Resampler(44100)._matrix.cache_parameters()["maxsize"] == 5
 
 
 @pytest.mark.parametrize(("frames", "rate", "expected"), [(0, 8000, 0), (1, 8000, 2), (1, 44100, 1), (441, 44100, 160)])

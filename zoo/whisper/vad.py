@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.whisper.audio import SAMPLE_RATE
+from zoo.whisper.audio import SAMPLE_RATE, product
 
 WINDOW = 512
 STEP = 256
@@ -80,7 +80,8 @@ def _levels(recording: Any) -> np.ndarray:
         if len(x) >= WINDOW:
             frames = np.lib.stride_tricks.sliding_window_view(x, WINDOW)[::STEP]
             spectrum = np.fft.rfft(frames * _window())
-            parts.append((np.square(spectrum.real) + np.square(spectrum.imag)) @ _bands())
+            parts.append(np.empty((len(frames), BANDS), np.float32))
+            product(np.square(spectrum.real) + np.square(spectrum.imag), _bands(), out=parts[-1])
             x = x[len(frames) * STEP :]
         before = x
         if last:
