@@ -28,4 +28,5 @@ def best(those: Sequence[Hypothesis], length_penalty: float | None) -> Hypothesi
 def log_total(logits: np.ndarray) -> np.ndarray:
     """log of the sum of exp over the last axis: what log-softmax takes from each. (R, V) -> (R, 1)."""
     most = logits.max(axis=-1, keepdims=True)
-    return most + np.log(np.exp(logits - most).sum(axis=-1, keepdims=True))
+    shares = logits - most
+    return most + np.log(np.exp(shares, out=shares).sum(axis=-1, keepdims=True))
