@@ -1,11 +1,16 @@
-"""The same model with the same weights for `zoo bench whisper --peers`: transformers and CTranslate2.
+"""The same model with the same weights for `zoo bench whisper --peers`: transformers, CTranslate2, faster-whisper
+(which runs on CTranslate2) and whisper.cpp.
 
 Imported in the peers' own processes alone.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
+import shutil
+import struct
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,8 +19,10 @@ import numpy as np
 
 from zoo.bench.case import Run
 from zoo.bench.inputs import threads
-from zoo.whisper.bench import END, NO_TIMESTAMPS, PROMPT, SHAPES, Weights, features
+from zoo.whisper.audio import mel_filters
+from zoo.whisper.bench import END, PROMPT, SHAPES, Weights, features, samples, tokenizer
 from zoo.whisper.config import WhisperConfig
+from zoo.whisper.weights import OPENAI
 
 FIELDS = ("vocab_size", "num_mel_bins", "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim",
           "decoder_layers", "decoder_attention_heads", "decoder_ffn_dim", "max_source_positions",
@@ -88,23 +95,6 @@ def decoder_transformers(model: str, format: str) -> Run:
 # --- CTranslate2 ------------------------------------------------------------------------------------------------------
 
 
-def tokenizer() -> Any:
-    """A vocabulary of made-up words with Whisper's special tokens at their places."""
-    import tokenizers
-
-    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    words = {f"\u0120w{i}": i for i in range(len(letters), END)}
-    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={c: i for i, c in enumerate(letters)} | words, merges=[]))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    made.decoder = tokenizers.decoders.ByteLevel()
-    languages = ["en", *(f"l{i}" for i in range(1, 99))]
-    names = ["endoftext", "startoftranscript", *languages, "translate", "transcribe", "startoflm", "startofprev",
-             "nospeech", "notimestamps"]  # fmt: skip
-    made.add_special_tokens([f"<|{name}|>" for name in names])
-    assert made.token_to_id("<|notimestamps|>") == NO_TIMESTAMPS
-    return made
-
-
 def converted(shape: WhisperConfig, directory: Path) -> Path:
     """Our weights as CTranslate2's converter makes them of a directory of transformers."""
     import ctranslate2
@@ -114,6 +104,7 @@ def converted(shape: WhisperConfig, directory: Path) -> Path:
     tokenizer().save(str(source / "tokenizer.json"))
     (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     ctranslate2.converters.TransformersConverter(str(source)).convert(str(directory / "made"))
+    shutil.copyfile(source / "tokenizer.json", directory / "made" / "tokenizer.json")
     return directory / "made"
 
 
@@ -141,5 +132,101 @@ def decoder_ctranslate2(model: str, format: str) -> Run:
 
     def run() -> Any:
         return [*network.generate(encoded, [PROMPT], **settings)[0].sequences_ids[0], END]
+
+    return run
+
+
+# --- faster-whisper ---------------------------------------------------------------------------------------------------
+
+
+class _Multilingual:
+    """A model of CTranslate2's, which takes our vocabulary for one of English alone: its prompt would be another."""
+
+    is_multilingual = True
+
+    def __init__(self, model: Any):
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def window_faster_whisper(model: str, format: str) -> Run:
+    from faster_whisper import WhisperModel
+
+    with tempfile.TemporaryDirectory() as directory:
+        made = converted(SHAPES[model], Path(directory))
+        kind = {"f32": "float32", "int8": "int8"}[format]
+        network = WhisperModel(str(made), device="cpu", compute_type=kind, cpu_threads=threads(), num_workers=1)
+    network.model = _Multilingual(network.model)
+    heard = samples(SHAPES[model])
+    settings: dict[str, Any] = {"beam_size": 1, "temperature": 0.0, "without_timestamps": True, "suppress_tokens": [],
+                                "condition_on_previous_text": False}  # fmt: skip
+
+    def run() -> Any:
+        return [token for s in network.transcribe(heard, language="en", **settings)[0] for token in s.tokens]
+
+    return run
+
+
+# --- whisper.cpp ------------------------------------------------------------------------------------------------------
+
+GGML, F32, F16, Q8_0 = 0x67676D6C, 0, 1, 8
+"""Of its files: the magic number, and kinds of tensors."""
+FILES = {"f16": 1, "q8_0": 7 + 2 * 1000}
+"""Kinds of files; of rounded ones with the version of the rounding."""
+
+
+def _blocks(array: np.ndarray) -> bytes:
+    """Q8_0: a float16 step and 32 numbers of 8 bits, again and again."""
+    groups = array.reshape(-1, 32)
+    step = np.abs(groups).max(axis=1, keepdims=True) / 127
+    made = np.empty(len(groups), [("step", "<f2"), ("codes", "i1", 32)])
+    made["step"], made["codes"] = step[:, 0], np.rint(groups / np.where(step > 0, step, 1))
+    return made.tobytes()
+
+
+def _ggml(path: Path, shape: WhisperConfig, kind: str) -> None:
+    """Our weights as whisper.cpp's models/convert-pt-to-ggml.py writes them. kind: one of FILES."""
+    c = shape
+    filters = mel_filters(c.num_mel_bins).astype(np.float32)
+    with path.open("wb") as file:
+        file.write(struct.pack("<12i", GGML, c.vocab_size, c.max_source_positions, c.d_model,
+                               c.encoder_attention_heads, c.encoder_layers, c.max_target_positions, c.d_model,
+                               c.decoder_attention_heads, c.decoder_layers, c.num_mel_bins, FILES[kind]))  # fmt: skip
+        file.write(struct.pack("<2i", *filters.shape) + filters.tobytes())
+        file.write(struct.pack("<i", END))
+        core = tokenizer()
+        for token in range(END):
+            word = core.decode([token]).encode()
+            file.write(struct.pack("<i", len(word)) + word)
+        for name, array in Weights(shape).items():
+            published = str(OPENAI.published(name)[0])
+            array = array[:, None] if ".conv" in name and array.ndim == 1 else array
+            small = array.ndim == 1 or array.shape[1] == 1 or "positions" in name
+            stored = F32 if small else Q8_0 if kind == "q8_0" and ".conv" not in name else F16
+            file.write(struct.pack(f"<{3 + array.ndim}i", array.ndim, len(published), stored, *array.shape[::-1]))
+            file.write(published.encode())
+            values = _blocks(array) if stored == Q8_0 else array.astype([np.float32, np.float16][stored]).tobytes()
+            file.write(values)
+
+
+def window_whisper_cpp(model: str, format: str) -> Run:
+    """Its own files are of float16 where ours are of float32."""
+    for name in ("ggml-base", "ggml-cpu", "ggml", "whisper"):  # compiled here, it looks for them where that was done
+        for library in Path(sysconfig.get_path("platlib")).glob(f"lib{name}.so.?"):
+            ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+    from pywhispercpp.model import Model
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "ggml-model.bin"
+        _ggml(path, SHAPES[model], {"f32": "f16", "int8": "q8_0"}[format])
+        network = Model(str(path), n_threads=threads(), language="en", no_timestamps=True, temperature_inc=0.0,
+                        greedy={"best_of": 1}, no_context=True, suppress_blank=True, print_progress=False,
+                        print_realtime=False)  # fmt: skip
+    heard = samples(SHAPES[model])
+
+    def run() -> Any:
+        return [int(word[1:]) for segment in network.transcribe(heard) for word in segment.text.split()]
 
     return run
