@@ -83,6 +83,9 @@ def test_ours_and_peers_compute_the_same(case, native):
         if peer == "llama-cpp-python":
             pytest.importorskip("llama_cpp")
             pytest.importorskip("gguf")
+        if peer in ("ctranslate2", "faster-whisper", "pywhispercpp"):
+            pytest.importorskip(peer.replace("-", "_"))
+            pytest.importorskip("transformers")
         if peer == "onnxruntime":
             pytest.importorskip("onnxruntime")
             pytest.importorskip("onnx")

@@ -20,4 +20,5 @@ PORT = Port(
     run=run,
     finetune=finetune,
     evaluate=evaluate,
+    bench="zoo.whisper.bench",
 )

@@ -39,8 +39,8 @@ SHAPES = {
         decoder_start_token_id=START,
     ),
     "tiny": WhisperConfig(
-        d_model=64, encoder_layers=1, encoder_attention_heads=1, encoder_ffn_dim=128, decoder_layers=1,
-        decoder_attention_heads=1, decoder_ffn_dim=128, bos_token_id=END, eos_token_id=END, pad_token_id=END,
+        d_model=64, encoder_layers=1, encoder_attention_heads=1, encoder_ffn_dim=256, decoder_layers=1,
+        decoder_attention_heads=1, decoder_ffn_dim=256, bos_token_id=END, eos_token_id=END, pad_token_id=END,
         decoder_start_token_id=START,
     ),
 }  # fmt: skip
