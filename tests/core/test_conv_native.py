@@ -39,6 +39,7 @@ SHAPES = [
 # error allowed, in units of sqrt(K) 2^-24 times the largest |X| * |W|: twice what 60 random shapes reached at most
 # (1.1 and 3.4; the direct algorithm 0.65)
 GROWTH = {2: 2.2, 4: 7}
+FORMS = {2: (False, True), 4: (False, True, "taps")}
 
 
 def normal(rng, *shape):
@@ -68,9 +69,10 @@ def run(x, w, shape, pad, tile, bias=None, residual=None, activation=0, flip=Fal
     given = (-1, 0, 0, 0)
     if packed:
         given, columns = w.shape, native.tile()[1]
-        size = -(-w.shape[0] // columns) * columns * w.shape[3] * (tile + 2) ** 2
+        places = 9 if packed == "taps" else (tile + 2) ** 2  # taps: packed as for the direct algorithm
+        size = -(-w.shape[0] // columns) * columns * w.shape[3] * places
         form = np.empty(size, np.float32)
-        native.pack_conv(w, form, 1, flip, tile)
+        native.pack_conv(w, form, 1, flip, 0 if packed == "taps" else tile)
         w, flip = form, False
     native.conv(x, w, out, bias, residual, activation, (1, 1), (pad[0], pad[2]), (1, 1), 1, flip, given, tile)
     assert (memory[:33] == GUARD).all() and (memory[-33:] == GUARD).all()
@@ -89,13 +91,13 @@ def test_against_float64(isa, rng, tile):
         x, w = normal(rng, n, h, w_, c), normal(rng, o, 3, 3, c)
         expected, size = in_float64(x, w, pad), in_float64(abs(x), abs(w), pad)
         bias, residual = normal(rng, o), normal(rng, *expected.shape)
-        for packed in (False, True):
+        for packed in FORMS[tile]:
             assert_close(run(x, w, expected.shape, pad, tile, packed=packed), expected, size, 9 * c, tile)
         found = run(x, w, expected.shape, pad, tile, bias, residual, ACTIVATIONS.index("relu"))
         assert_close(found, np.maximum(expected + bias + residual, 0), size, 9 * c, tile)
         wide = np.concatenate([x, x], axis=2)[:, :, ::2] if w_ % 2 == 0 else x[:, ::-1]
         expected = in_float64(wide, w[:, :, ::-1], pad, flip=True)
-        for packed in (False, True):
+        for packed in FORMS[tile]:
             found = run(wide, w[:, :, ::-1], expected.shape, pad, tile, flip=True, packed=packed)
             assert_close(found, expected, size, 9 * c, tile)
 
@@ -106,21 +108,23 @@ def test_many_blocks_and_every_activation(isa, rng, tile):
     pad = (1, 1, 1, 1)
     expected, size = in_float64(x, w, pad) + bias, in_float64(abs(x), abs(w), pad)
     for code, name in enumerate(ACTIVATIONS):
-        found = run(x, w, expected.shape, pad, tile, bias, None, code)
         want = REFERENCE.bind(TABLE[name], [expected], {}) if name else expected
-        assert_close(found, want, size + 1, 9 * 24, tile)
+        for packed in FORMS[tile]:
+            found = run(x, w, expected.shape, pad, tile, bias, None, code, packed=packed)
+            assert_close(found, want, size + 1, 9 * 24, tile)
 
 
 @pytest.mark.parametrize("tile", [2, 4])
 def test_the_number_of_threads_changes_no_bit(isa, rng, tile, restore_threads):
     for n, s, c, o in [(1, 7, 40, 300), (2, 30, 33, 70), (1, 50, 16, 16)]:
         x, w = normal(rng, n, s, s, c), normal(rng, o, 3, 3, c)
-        results = []
-        for threads in (1, 2, 5):
-            native.set_threads(threads)
-            results.append(run(x, w, (n, s, s, o), (1, 1, 1, 1), tile))
-        for other in results[1:]:
-            np.testing.assert_array_equal(results[0], other)
+        for packed in FORMS[tile]:
+            results = []
+            for threads in (1, 2, 5):
+                native.set_threads(threads)
+                results.append(run(x, w, (n, s, s, o), (1, 1, 1, 1), tile, packed=packed))
+            for other in results[1:]:
+                np.testing.assert_array_equal(results[0], other)
 
 
 @pytest.mark.parametrize("tile", [2, 4])
@@ -391,6 +395,17 @@ def test_transformed_weights_of_half_precision(isa, rng):
     for weight in (w, cpu.pack(w, "conv")):
         np.testing.assert_allclose(conv(cpu, x, weight), expected, atol=2e-3)
     assert stats()["cpu.winograd"] == before + 2
+
+
+@pytest.mark.parametrize("dtype", [np.float32, bfloat16, float16])
+def test_large_forms_are_made_on_the_way_and_not_kept(isa, rng, monkeypatch, dtype):
+    monkeypatch.setattr(winograd, "LARGE", 1 << 20)
+    x, w = normal(rng, 2, 32, 32, 64), normal(rng, 128, 3, 3, 64).astype(dtype)
+    cpu = CpuBackend()
+    packed = cpu.pack(w, "conv")
+    assert winograd.fused(packed, 4) and taken(cpu, x, packed) == 1
+    np.testing.assert_allclose(conv(cpu, x, packed), in_float64(x, w.astype(np.float32), (1, 1, 1, 1)), atol=2e-3)
+    assert cpu.forms.kept == 0
 
 
 def test_what_is_depthwise_is_not_packed(rng):

@@ -102,7 +102,7 @@ def _conv(b: Any, x: Any, w: Any, bias: Any, residual: Any, stride: Any, padding
     tile = winograd.DIRECT
     if "winograd" not in b.off and winograd.fits(x, w, stride, dilation, groups):
         tile = _tile(b, x, w, out, pad, flip)
-        if tile and packed:
+        if tile and packed and not winograd.fused(w, tile):
             weight, stored = b.forms.get(w, tile), WEIGHTS[F32]
             if weight is None:
                 weight, weight_shape = _wide(w.unpack()), (-1, 0, 0, 0)
@@ -123,9 +123,9 @@ def _tile(b: Any, x: np.ndarray, w: Any, out: np.ndarray, pad: Any, flip: bool) 
 
         def candidates() -> dict[int, Any]:
             def run(tile: int) -> Any:
-                weight, stored = w.buffer if packed else w, 0 if tile else WEIGHTS[w.dtype]
-                if packed and tile:
-                    weight = b.forms.make(w, tile)
+                weight, stored = w.buffer if packed else w, WEIGHTS[w.dtype]
+                if packed and tile and not winograd.fused(w, tile):
+                    weight, stored = b.forms.make(w, tile), WEIGHTS[F32]
                 given = w.shape if packed else (-1, 0, 0, 0)
                 return lambda: b.native.conv(
                     x, weight, np.empty_like(out), None, None, 0, (1, 1), pad, (1, 1), 1, flip, given, tile, stored
@@ -136,7 +136,7 @@ def _tile(b: Any, x: np.ndarray, w: Any, out: np.ndarray, pad: Any, flip: bool) 
         found = b.choices.find(tune.machine(b.native), shape, candidates)
         if found is not None:
             return found if found in winograd.TILES else winograd.DIRECT
-    kept = (packed, *(packed and b.forms.room(w, tile) for tile in winograd.TILES))
+    kept = (int(packed), *(b.forms.kept_as(w, tile) if packed else winograd.MADE for tile in winograd.TILES))
     return winograd.cheapest(x.shape[0], out.shape[1:3], x.shape[3], out.shape[3], kept)
 
 

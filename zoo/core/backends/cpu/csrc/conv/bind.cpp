@@ -16,7 +16,7 @@ void set_weight_shape(Conv& c, const i64* shape, i64 groups) {
 }
 
 i64 packed_conv_size(const Conv& c) {
-    if (c.winograd) return (c.winograd + 2) * (c.winograd + 2) * packed_columns(c.outputs) * c.channels;
+    if (c.winograd && !c.taps) return (c.winograd + 2) * (c.winograd + 2) * packed_columns(c.outputs) * c.channels;
     return c.groups * packed_columns(c.outputs / c.groups) * c.kernel[0] * c.kernel[1] * (c.channels / c.groups);
 }
 
@@ -37,7 +37,6 @@ void conv(nb::handle x_, nb::handle w_, nb::handle out_, nb::handle bias, nb::ha
     c.batch = x.shape[0];
     const bool packed = packed_shape[0] >= 0;
     check(packed || (w && w.nd == 4), "w needs four axes and float32, if it is not packed");
-    check(!half || winograd == 0, "Winograd's algorithm takes float32");
     set_weight_shape(c, packed ? packed_shape.data() : w.shape, groups);
     check(c.channels == x.shape[3], "the weights do not fit the channels of x");
     check(out.shape[0] == c.batch && out.shape[3] == c.outputs, "out has the wrong shape");
@@ -54,8 +53,13 @@ void conv(nb::handle x_, nb::handle w_, nb::handle out_, nb::handle bias, nb::ha
         for (int i : {0, 1}) check(stride[i] == 1 && dilation[i] == 1, "Winograd's algorithm has no stride and no dilation");
     }
     if (packed) {
-        const auto fits = [&](const auto& w) { return w.nd == 1 && w.contiguous() && w.shape[0] == packed_conv_size(c); };
+        const auto fits = [&](const auto& w) {
+            const bool form = w.nd == 1 && w.contiguous() && !half && w.shape[0] == packed_conv_size(c);
+            c.taps = !form && winograd == 4;
+            return form || (w.nd == 1 && w.contiguous() && w.shape[0] == packed_conv_size(c));
+        };
         check(half ? fits(w16) : fits(w), "packed weights have the wrong size");
+        check(!half || winograd == 0 || c.taps, "a transformed weight is float32");
         c.packed = half ? static_cast<const void*>(w16.data) : w.data;
         c.weight = weight;
     } else {

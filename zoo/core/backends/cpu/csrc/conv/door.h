@@ -34,6 +34,9 @@ void conv(const Conv& c) {
     if (c.batch * c.out[0] * c.out[1] == 0 || c.outputs == 0) return;
     i64 need[2];
     for (int i = 0; i < 2; i++) need[i] = (c.out[i] - 1) * c.stride[i] + (c.kernel[i] - 1) * c.dilation[i] + 1;
+    if (c.taps && c.weight == BF16) return winograd_fused<bf16>(c);
+    if (c.taps && c.weight == F16) return winograd_fused<f16>(c);
+    if (c.taps) return winograd_fused<float>(c);
     if (c.winograd == 4) return winograd<4>(c);
     if (c.winograd == 2) return winograd<2>(c);
     if (c.k_major) return conv_k_major(c, need);

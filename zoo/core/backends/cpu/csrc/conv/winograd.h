@@ -184,25 +184,22 @@ void winograd_task(void* context, i64 index) {
     }
 }
 
-// One panel of outputs: its 9 taps, packed, then transformed.
-template <int M>
-void winograd_filter(const Conv& c, i64 panel, float* u) {
+// `count` numbers of each of 9 taps, which are `apart` from each other, to T * T places that are `plane` apart.
+template <int M, class Tap>
+void winograd_filter(const Tap* taps, i64 apart, i64 count, float* u, i64 plane) {
     constexpr int T = Winograd<M>::T;
-    const i64 panels = divide_up(c.outputs, NR), K = c.channels;
-    float* const taps = scratch(SLOT_X, 9 * K * NR);
-    pack_conv_panel(c, panel, taps);
-    for (i64 k = 0; k < K * NR; k += W) {
+    for (i64 k = 0; k < count; k += W) {
         vf half[T][3];
         UNROLL for (int q = 0; q < 3; q++) {
             vf g[3], r[T];
-            UNROLL for (int p = 0; p < 3; p++) g[p] = load(taps + (p * 3 + q) * K * NR + k);
+            UNROLL for (int p = 0; p < 3; p++) g[p] = load(taps + (p * 3 + q) * apart + k);
             Winograd<M>::filter(g, r);
             UNROLL for (int p = 0; p < T; p++) half[p][q] = r[p];
         }
         UNROLL for (int p = 0; p < T; p++) {
             vf r[T];
             Winograd<M>::filter(half[p], r);
-            UNROLL for (int q = 0; q < T; q++) store(u + ((p * T + q) * panels + panel) * K * NR + k, r[q]);
+            UNROLL for (int q = 0; q < T; q++) store(u + (p * T + q) * plane + k, r[q]);
         }
     }
 }
@@ -215,8 +212,67 @@ void winograd_pack(const Conv& c, float* u) {
     } job{&c, u};
     parallel(divide_up(c.outputs, NR), [](void* context, i64 panel) {
         const Job& j = *static_cast<Job*>(context);
-        winograd_filter<M>(*j.c, panel, j.u);
+        const i64 size = j.c->channels * NR;
+        float* const taps = scratch(SLOT_X, 9 * size);
+        pack_conv_panel(*j.c, panel, taps);
+        winograd_filter<M>(taps, size, size, j.u + panel * size, divide_up(j.c->outputs, NR) * size);
     }, &job);
+}
+
+// Where U would be large (36/9 of the weights: it comes from memory at every call, if it is kept at all), it is made from the packed
+// taps for one panel of outputs and FUSED_K channels at a time, and stays in L2; V of a block of tiles is made first, for all panels.
+// At 1,280 channels and 16 x 16 pixels that is as fast as reading U, and takes none of its 236 MB.
+constexpr i64 FUSED_K = 128, FUSED_TILES = 128, FUSED_V = 6 << 20;  // the last in floats: V in L3
+
+struct FusedJob {
+    WinogradJob w;
+    i64 first, count, apart, plane;
+    float* v;
+};
+
+template <class T>
+void fused_task(void* context, i64 panel) {
+    constexpr int M = 4, S = Winograd<M>::T;
+    const FusedJob& job = *static_cast<const FusedJob*>(context);
+    const Conv& c = *job.w.c;
+    const i64 K = c.channels, sum_plane = job.count * NR + 16, n0 = panel * NR;
+    const T* const taps = static_cast<const T*>(c.packed) + panel * 9 * K * NR;
+    float* const u = scratch(SLOT_B, S * S * FUSED_K * NR);
+    float* const sums = scratch(SLOT_X, S * S * sum_plane + W);
+    const Panels panels(job.count);
+    for (i64 k = 0; k < K; k += FUSED_K) {
+        const i64 kc = at_most(FUSED_K, K - k);
+        winograd_filter<M>(taps + k * NR, K * NR, kc * NR, u, kc * NR);
+        for (int place = 0; place < S * S; place++) {
+            Sweep s{};
+            s.b = u + place * kc * NR, s.b_panel = kc * NR, s.b_k = NR;
+            s.n1 = NR, s.c_m = NR, s.first = k == 0;
+            sweep(s, {1, kc, NO_OFFSET}, panels.count, [&](i64 p) {
+                const i64 row = panels.start(p);
+                const float* const from = job.v + place * job.plane + row * job.apart + k;
+                return Rows{panels.rows(p), true, from, job.apart, sums + place * sum_plane + row * NR, nullptr};
+            });
+        }
+    }
+    winograd_output<M>(job.w, job.first, job.count, NR, sum_plane, sums, n0, at_most(c.outputs, n0 + NR));
+}
+
+template <class T>
+void winograd_fused(const Conv& c) {
+    constexpr int M = 4, S = Winograd<M>::T;
+    FusedJob job{{&c, nullptr, divide_up(c.out[0], M), divide_up(c.out[1], M), 1, 1, 0, 0}, 0, 0, row_distance(c.channels), 0, nullptr};
+    const i64 tiles = job.w.tiles(), most = at_least(MR, at_most(FUSED_TILES, FUSED_V / (S * S * c.channels)));
+    const i64 blocks = divide_up(tiles, most);
+    for (i64 b = 0; b < blocks; b++) {
+        job.first = tiles * b / blocks, job.count = tiles * (b + 1) / blocks - job.first;
+        job.plane = job.count * job.apart + 16;
+        job.v = scratch(SLOT_A, S * S * job.plane + W);
+        parallel(divide_up(job.count, 4), [](void* context, i64 i) {
+            const FusedJob& j = *static_cast<const FusedJob*>(context);
+            winograd_input<M>(j.w, j.first + 4 * i, at_most(4, j.count - 4 * i), j.apart, j.plane, j.v + 4 * i * j.apart);
+        }, &job);
+        parallel(divide_up(c.outputs, NR), fused_task<T>, &job);
+    }
 }
 
 template <int M>
