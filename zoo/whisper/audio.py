@@ -26,7 +26,7 @@ FRAMES_AT_ONCE = 256
 
 ALONE = 4 * 65536
 """Multiplications of a product up to which OpenBLAS starts no thread. Its threads wait for each other by spinning: on a
-machine with something else to do, two minutes of transcription took 3.6 s with them, of which 2.5 were spent here, and
+machine with something else to do, four minutes of transcription took 3.6 s with them, of which 2.5 were spent here, and
 0.7 s without."""
 
 HZ_PER_MEL = 200 / 3
