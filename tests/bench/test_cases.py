@@ -46,7 +46,8 @@ def test_the_networks_have_their_convolutions():
 def small(case: Case) -> dict[str, object]:
     """Its settings with sizes that take no time."""
     less = {"m": 3, "n": 64, "k": 64, "keys": 9, "queries": 9, "heads": 2, "size": 6, "inputs": 3, "outputs": 5,
-            "rows": 128, "width": 64, "batch": 2, "cold": False, "model": "tiny", "tokens": 40}  # fmt: skip
+            "rows": 128, "width": 64, "batch": 2, "cold": False, "model": "tiny", "tokens": 40,
+            "pixels": 64}  # fmt: skip
     if case.settings.get("queries") == 1:
         less["queries"] = 1
     if "training" in case.name:
@@ -60,7 +61,7 @@ KINDS = {
 
 
 KINDS_OF_PORTS = {
-    (case.ours, case.settings.get("format")): case for case in cases_of_ports()
+    (case.ours, case.settings.get("format"), case.settings.get("dtype")): case for case in cases_of_ports()
 }  # batches differ, and are made small here
 
 

@@ -21,11 +21,20 @@ from zoo.stable_diffusion.unet import UNet
 from zoo.stable_diffusion.vae import Vae
 
 BATCH, TOKENS, TIME = 2, 77, 801.0
-UNET = UNetConfig(cross_attention_dim=768)
-VAE = VaeConfig(
-    block_out_channels=(128, 256, 512, 512), layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * 4,
-    up_block_types=("UpDecoderBlock2D",) * 4,
-)  # fmt: skip
+UNETS = {
+    "SD 1.5": UNetConfig(cross_attention_dim=768),
+    "tiny": UNetConfig(
+        block_out_channels=(32, 64), layers_per_block=1, attention_head_dim=4, cross_attention_dim=32,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ),
+}  # fmt: skip
+VAES = {
+    name: VaeConfig(
+        block_out_channels=widths, layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+    )
+    for name, widths in (("SD 1.5", (128, 256, 512, 512)), ("tiny", (32, 64)))
+}  # fmt: skip
 
 
 class Weights(Mapping[str, np.ndarray]):
@@ -56,29 +65,31 @@ def latents(pixels: int, batch: int) -> np.ndarray:
     return 3.4 * numbers(1, batch, pixels // 8, pixels // 8, 4)
 
 
-def text() -> np.ndarray:
-    return 3.4 * numbers(2, BATCH, TOKENS, UNET.cross_attention_dim)
+def text(model: str) -> np.ndarray:
+    return 3.4 * numbers(2, BATCH, TOKENS, UNETS[model].cross_attention_dim)
 
 
-def unet(pixels: int, dtype: str = "f32") -> Run:
-    model = UNet(UNET)
-    model.load(Weights(model), device="cpu")
+def unet(model: str, pixels: int, dtype: str = "f32") -> Run:
+    """model: one of UNETS."""
+    network = UNet(UNETS[model])
+    network.load(Weights(network), device="cpu")
     if dtype == "int8":
-        quantize(model, dtype)
-    model.prepare()
+        quantize(network, dtype)
+    network.prepare()
     x, time = tensor(latents(pixels, BATCH), device="cpu"), tensor(np.full(1, TIME, np.float32), device="cpu")
-    keys_values = model.keys_values(tensor(text(), device="cpu"))
-    return lambda: model(x, time, keys_values)
+    keys_values = network.keys_values(tensor(text(model), device="cpu"))
+    return lambda: network(x, time, keys_values)
 
 
-def decode(pixels: int) -> Run:
-    model = Vae(VAE)
-    model.load(Weights(model), device="cpu").prepare()
+def decode(model: str, pixels: int) -> Run:
+    network = Vae(VAES[model])
+    network.load(Weights(network), device="cpu").prepare()
     z = tensor(latents(pixels, 1), device="cpu")
-    return lambda: model.decode(z)
+    return lambda: network.decode(z)
 
 
-def _case(name: str, unit: str, ours: str, **settings: Any) -> Case:
+def _case(name: str, unit: str, ours: str, **more: Any) -> Case:
+    settings = {"model": "SD 1.5", "pixels": 512, **more}
     agree = settings.pop("agree", 1e-3)
     peers = {peer: f"zoo.stable_diffusion.peers:{ours}_{peer}" for peer in ("diffusers", "openvino")}
     return Case(name, unit, 1, f"zoo.stable_diffusion.bench:{ours}", peers, settings, group="Stable Diffusion",
@@ -86,7 +97,7 @@ def _case(name: str, unit: str, ours: str, **settings: Any) -> Case:
 
 
 CASES = (
-    _case("SD 1.5 U-Net, batch 2, 512 px", "steps/s", "unet", pixels=512),
-    _case("SD 1.5 U-Net int8, batch 2, 512 px", "steps/s", "unet", pixels=512, dtype="int8", agree=0.05),
-    _case("SD 1.5 VAE decode, 512 px", "pictures/s", "decode", pixels=512),
+    _case("SD 1.5 U-Net, batch 2, 512 px", "steps/s", "unet"),
+    _case("SD 1.5 U-Net int8, batch 2, 512 px", "steps/s", "unet", dtype="int8", agree=0.05),
+    _case("SD 1.5 VAE decode, 512 px", "pictures/s", "decode"),
 )

@@ -11,7 +11,7 @@ import numpy as np
 
 from zoo.bench.case import Run
 from zoo.bench.inputs import threads
-from zoo.stable_diffusion.bench import TIME, UNET, VAE, Weights, latents, text
+from zoo.stable_diffusion.bench import BATCH, TIME, UNETS, VAES, Weights, latents, text
 from zoo.stable_diffusion.unet import UNet
 from zoo.stable_diffusion.vae import Vae
 
@@ -38,22 +38,22 @@ def _inputs(pixels: int, batch: int) -> Any:
     return torch.from_numpy(np.ascontiguousarray(latents(pixels, batch).transpose(0, 3, 1, 2)))
 
 
-def _unet(pixels: int) -> tuple[Any, tuple[Any, ...]]:
+def _unet(model: str, pixels: int) -> tuple[Any, tuple[Any, ...]]:
     import diffusers
     import torch
 
-    module = _filled(diffusers.UNet2DConditionModel, UNET, UNet)
-    return module, (_inputs(pixels, 2), torch.tensor(TIME), torch.from_numpy(text()))
+    module = _filled(diffusers.UNet2DConditionModel, UNETS[model], UNet)
+    return module, (_inputs(pixels, BATCH), torch.tensor(TIME), torch.from_numpy(text(model)))
 
 
-def _decoder(pixels: int) -> tuple[Any, tuple[Any, ...]]:
+def _decoder(model: str, pixels: int) -> tuple[Any, tuple[Any, ...]]:
     import diffusers
     import torch
 
     class Decoder(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.vae = _filled(diffusers.AutoencoderKL, VAE, Vae)
+            self.vae = _filled(diffusers.AutoencoderKL, VAES[model], Vae)
             del self.vae.encoder, self.vae.quant_conv
 
         def forward(self, z: Any, return_dict: bool = False) -> Any:
@@ -78,13 +78,13 @@ def _eager(module: Any, inputs: tuple[Any, ...]) -> dict[str, Run]:
     return {"channels_last": variant(torch.channels_last), "contiguous": variant(torch.contiguous_format)}
 
 
-def unet_diffusers(pixels: int, dtype: str = "f32") -> dict[str, Run]:
+def unet_diffusers(model: str, pixels: int, dtype: str = "f32") -> dict[str, Run]:
     """int8: torch rounds linear layers dynamically, and has no such convolution; so it is taken in f32 too."""
-    return _eager(*_unet(pixels))
+    return _eager(*_unet(model, pixels))
 
 
-def decode_diffusers(pixels: int) -> dict[str, Run]:
-    return _eager(*_decoder(pixels))
+def decode_diffusers(model: str, pixels: int) -> dict[str, Run]:
+    return _eager(*_decoder(model, pixels))
 
 
 def _compiled(module: Any, inputs: tuple[Any, ...]) -> Run:
@@ -107,10 +107,10 @@ def _compiled(module: Any, inputs: tuple[Any, ...]) -> Run:
     return run
 
 
-def unet_openvino(pixels: int, dtype: str = "f32") -> Run:
-    module, inputs = _unet(pixels)
+def unet_openvino(model: str, pixels: int, dtype: str = "f32") -> Run:
+    module, inputs = _unet(model, pixels)
     return _compiled(module, inputs)
 
 
-def decode_openvino(pixels: int) -> Run:
-    return _compiled(*_decoder(pixels))
+def decode_openvino(model: str, pixels: int) -> Run:
+    return _compiled(*_decoder(model, pixels))
