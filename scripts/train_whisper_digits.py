@@ -408,9 +408,9 @@ def write_clips(heard: Speech, folder: Path) -> None:
         name = f"{place + 1}_{heard.voices[number].replace('+', '_')}.flac"
         soundfile.write(folder / name, samples, 16_000, subtype="PCM_16")
         rows.append({"audio": name, "text": " ".join(heard.words[number]), "language": "en"})
-    numbers = list(range(len(heard) // 3, len(heard) // 3 + 12))  # two voices, six utterances each
+    numbers = list(range(len(heard) // 3, len(heard) // 3 + 15))  # of three voices, six utterances each at most
     samples = recording(heard, numbers, np.random.default_rng([SEED, 2]), plain=True)
-    name = f"9_{heard.voices[numbers[0]].replace('+', '_')}_and_another.flac"
+    name = f"9_{heard.voices[numbers[0]].replace('+', '_')}_and_others.flac"
     soundfile.write(folder / name, samples * 0.5, 16_000, subtype="PCM_16")
     rows.append({"audio": name, "text": " ".join(word for n in numbers for word in heard.words[n]), "language": "en"})
     (folder / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
