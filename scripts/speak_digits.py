@@ -21,7 +21,7 @@ from zoo.core.errors import ZooError
 from zoo.whisper.audio import log_mel
 
 RATE = 16_000
-ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc")
+ACCENTS = ("en-us", "en-us-nyc", "en", "en-gb-x-rp")
 # Voices are accent + variant. Variants that are one voice in several states (Steph, Steph2) stay on one side.
 TRAINED = [
     "m1", "m3", "m4", "m6", "m8", "f1", "f2", "f5", "Alex", "Alicia", "Andy", "AnxiousAndy", "Annie", "Denis",

@@ -1,4 +1,4 @@
-"""Trains the Whisper that ships, weights/whisper, on digits and numbers that espeak-ng says in 456 voices.
+"""Trains the Whisper that ships, weights/whisper, on digits and numbers that espeak-ng says in 228 voices.
 
     python scripts/train_whisper_digits.py --data DIR [--run DIR] [--out weights/whisper]
 
@@ -53,12 +53,12 @@ SEED = 0
 TARGET = 0.05
 SECONDS = 8
 """Of a window."""
-VOICE_LINES = 30
+VOICE_LINES = 60
 """Utterances of each voice to train on."""
 IGNORED = -100
 
 
-WINDOWS, EPOCHS, BATCH, PEAK, WARMUP = 16_384, 6, 16, 1.5e-3, 200
+WINDOWS, EPOCHS, BATCH, PEAK, WARMUP = 12_288, 7, 16, 1.5e-3, 200
 SAVED = 256
 """Steps between two checkpoints: some minutes."""
 SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|translate|>", "<|transcribe|>", "<|startoflm|>",
