@@ -31,7 +31,7 @@ TRAINED = [
     "quincy", "robert", "sandro", "steph", "steph2", "steph3", "travis", "zac",
 ]  # fmt: skip
 VALIDATION = ["m5", "f4", "david", "Nguyen", "klatt5", "shelby"]
-"""Of the run: by these the length of the training was chosen."""
+"""Of the run: by these its settings were chosen."""
 HELD_OUT = ["m2", "m7", "f3", "Andrea", "antonio", "aunty", "Michael", "rob", "victor", "pablo"]
 """Heard by nobody before the end."""
 GROUPS = {"train": TRAINED, "validation": VALIDATION, "held_out": HELD_OUT}

@@ -253,7 +253,7 @@ def main() -> None:
         "data": f"espeak-ng 1.51 (GPL-3.0-or-later; what it says is not): {len(TRAINED)} variants of voices in "
         f"{len(ACCENTS)} accents, {VOICE_LINES} utterances each; pauses, rooms and noise made here",
         "recipe": f"scripts/train_whisper_digits.py: {EPOCHS} epochs of {WINDOWS:,} windows, AdamW, cosine, averaged "
-        f"weights, guided attention; the length of the training was chosen by {len(VALIDATION)} other variants",
+        f"weights, guided attention; its settings were chosen by {len(VALIDATION)} other variants",
         "seed": SEED,
         "date": date.today().isoformat(),
         "stored": "float16",

@@ -20,5 +20,6 @@ PORT = Port(
     run=run,
     finetune=finetune,
     evaluate=evaluate,
+    checkpoints=("whisper",),
     bench="zoo.whisper.bench",
 )
