@@ -16,7 +16,7 @@ from zoo.core.random import Generator
 SECONDS = 8
 """Of a window."""
 MOST = 128
-"""Tokens of a window, at most."""
+"""Tokens of a window, at most, in training."""
 IGNORED = -100
 SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|translate|>", "<|transcribe|>", "<|startoflm|>",
            "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>")  # fmt: skip

@@ -14,6 +14,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,10 @@ TARGET = 0.05
 VOICE_LINES = 60
 """Utterances of each voice to train on."""
 WINDOWS, EPOCHS, BATCH, PEAK, WARMUP = 12_288, 7, 16, 1.5e-3, 200
+KEPT = 64
+"""Positions of the decoder that ship. What was said before takes up to half of them, and longer texts were too rare in
+training: of recordings of a dozen utterances by voices for validation, 23 % of the words are wrong with all 128, 17 %
+with 96, 8 % with 80 and 3 % with 64."""
 SAVED = 256
 """Steps between two checkpoints: some minutes."""
 CONFIG: dict[str, Any] = {
@@ -157,6 +162,15 @@ def train(model: Whisper, data: Path, run: Path) -> None:
 # what ships
 
 
+def shorter(model: Whisper) -> Whisper:
+    """With the first KEPT positions of the decoder."""
+    made = Whisper(replace(model.config, max_target_positions=KEPT))
+    name = "model.decoder.embed_positions.weight"
+    state = {path: np.asarray(tensor) for path, tensor in model.state().items()}
+    made.load({**state, name: state[name][:KEPT]}, device=model.device)
+    return made
+
+
 def publish(model: Whisper, run: Path, out: Path, heads: list[tuple[int, int]]) -> None:
     """The checkpoint in float16 and the published layout, which transformers reads too, with its tokenizer."""
     made = run / "trained"
@@ -165,7 +179,7 @@ def publish(model: Whisper, run: Path, out: Path, heads: list[tuple[int, int]]) 
     for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
         shutil.copyfile(run / name, made / name)
     generation = json.loads((run / "generation_config.json").read_text())
-    write_json(made / "generation_config.json", {"alignment_heads": heads, **generation})
+    write_json(made / "generation_config.json", {"alignment_heads": heads, **generation, "max_length": KEPT})
     shutil.rmtree(out, ignore_errors=True)
     export(made, out)
 
@@ -235,8 +249,9 @@ def main() -> None:
     train(model, given.data, given.run)
     unseen = speech(given.data, "validation", 6, SEED)
     checked = Lessons(windows(given.data, "validation", unseen, SECONDS, 128, SEED), given.run)
+    model = shorter(model)
     publish(model, given.run, given.out, alignment_heads(model, checked))
-    heard = speech(given.data, "held_out", 6, SEED)
+    heard = speech(given.data, "held_out", 10, SEED)
     write_clips(heard, given.out / "clips")
     model = zoo.load(given.out).prepare()
     rate, words, recordings = word_error_rate(model, heard, plain=False)
