@@ -99,3 +99,51 @@ def test_streams_are_their_own():
     ]
     assert len(set(draws)) == 5
     assert draws[0] == tuple(stream(0, "a").integers(0, 1 << 30, 4))
+
+
+def test_the_rows_at_hand_are_named():
+    loader = Loader(data(), 5, seed=1)
+    for batch in loader:
+        assert np.array_equal(loader.at, batch[0])
+
+    class Named:
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, rows):
+            return rows
+
+        def place(self, row):
+            return f"train.jsonl:{row + 1}"
+
+    assert Loader(Named(), 2).places([0, 2]) == ["train.jsonl:1", "train.jsonl:3"]
+    assert loader.places([4]) == ["row 4"]
+
+
+@pytest.mark.parametrize("transformed", [False, True])
+def test_parts_make_up_the_batches_of_one_process(transformed):
+    def mixed(batch, rng):
+        """Draws, a mix of rows, two blocks of rows, and a number."""
+        x = batch[0] + rng.uniform(batch[0].shape, device="numpy").numpy()
+        return x + x[::-1], np.concatenate([batch[0], -batch[0]]), 0.5
+
+    given = {"seed": 4, "transform": mixed if transformed else None}
+    whole = Loader(data(), 4, **given)
+    parts = [Loader(data(), 4, part=(rank, 3), **given) for rank in range(3)]
+    assert [len(part) for part in parts] == [len(whole)] * 3
+    for _ in range(2):
+        for together in zip(whole, *parts, strict=True):
+            batch, divided = together[0], together[1:]
+            n = len(whole.at)
+            for rank, own in enumerate(divided):
+                mine = np.arange(n)[rank::3]
+                assert np.array_equal(parts[rank].at, whole.at[mine])
+                assert np.array_equal(own[0], batch[0][mine])
+                if transformed:
+                    assert np.array_equal(own[1], batch[1][np.concatenate([mine, n + mine])]) and own[2] == 0.5
+    assert whole.state() == parts[2].state()
+
+
+def test_a_batch_of_fewer_rows_than_processes_leaves_arrays_of_no_rows():
+    left = list(Loader((np.arange(5), np.ones((5, 2))), 4, shuffle=False, part=(2, 3)))[-1]
+    assert left[0].shape == (0,) and left[1].shape == (0, 2)

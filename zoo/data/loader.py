@@ -1,13 +1,14 @@
 """Batches in an order that follows from a seed, from any point of any epoch on.
 
 The order of epoch e is a function of (seed, e) and what is random in batch i of it a function of (seed, e, i). So the
-state of a Loader is two numbers, and a run that is stopped and resumed sees the batches that it would have seen.
+state of a Loader is two numbers, and a run that is stopped and resumed sees the batches that it would have seen. Where
+several processes train together, their shares of batch i make up the batch i that one process would have.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,10 @@ class Loader:
     data: a tuple or dict of arrays with as many rows each, or an object with `len(data)` and `data[indices]`, which
     gives a batch for an array of row numbers. transform(batch, rng) -> batch changes each batch on the host
     (augmentation); what it draws from `rng` is the same for the same batch of the same epoch.
+
+    part: (rank, size) of processes that train together: of each batch, the rows rank, rank + size, ... A batch of
+    fewer rows than processes leaves some of them arrays of no rows. A transform sees the whole batch before it is
+    divided, since it may mix rows, and draws for all of them: whoever has one reads every row on every process.
     """
 
     def __init__(
@@ -42,9 +47,11 @@ class Loader:
         shuffle: bool = True,
         drop_last: bool = False,
         transform: Transform | None = None,
+        part: tuple[int, int] = (0, 1),
     ):
         self.data, self.batch, self.seed = data, batch, seed
         self.shuffle, self.drop_last, self.transform = shuffle, drop_last, transform
+        self.part = part
         self.rows = _rows(data)
         if batch < 1:
             raise DataError(f"a batch of {batch} rows", "", "Batches need at least one row.")
@@ -55,6 +62,8 @@ class Loader:
         """Epochs that are complete."""
         self.position = 0
         """Batches of the current epoch that were handed out."""
+        self.at = np.zeros(0, np.int64)
+        """Row numbers of the batch that was handed out last; of a divided one, of this part."""
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -66,14 +75,33 @@ class Loader:
             yield batch
         self.epoch, self.position = self.epoch + 1, 0
 
-    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Any]:
-        """The batches of an epoch from number `start` on. Changes no state."""
+    def plan(self, epoch: int) -> Sequence[np.ndarray]:
+        """The row numbers of each batch of an epoch."""
         order = stream(self.seed, "order", epoch).permutation(self.rows) if self.shuffle else np.arange(self.rows)
-        for i in range(start, len(self)):
-            batch = _take(self.data, order[i * self.batch : (i + 1) * self.batch])
-            if self.transform is not None:
-                batch = self.transform(batch, stream(self.seed, "transform", epoch, i))
+        return [order[i * self.batch : (i + 1) * self.batch] for i in range(len(self))]
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Any]:
+        """The batches of an epoch from number `start` on. Changes no state but `at`."""
+        plan = self.plan(epoch)
+        for i in range(start, len(plan)):
+            batch, self.at = self._made(epoch, i, plan[i])
             yield batch
+
+    def places(self, rows: Sequence[int] | np.ndarray) -> list[str]:
+        """Where rows come from, as messages name them: the data's own word for it, if it has `place(row)`."""
+        place = getattr(self.data, "place", None)
+        return [place(int(row)) if place else f"row {int(row)}" for row in rows]
+
+    def _made(self, epoch: int, number: int, rows: np.ndarray) -> tuple[Any, np.ndarray]:
+        """A batch, or this process's part of it, and the numbers of its rows."""
+        rank, size = self.part
+        own = rows[rank::size]
+        if self.transform is None and len(own):
+            return _take(self.data, own), own
+        batch = _take(self.data, rows)
+        if self.transform is not None:
+            batch = self.transform(batch, stream(self.seed, "transform", epoch, number))
+        return batch if size == 1 else _part(batch, len(rows), rank, size), own
 
     def state(self) -> dict[str, Any]:
         """Where the loader stands, and what its order depends on; for JSON."""
@@ -110,3 +138,19 @@ def _take(data: Any, indices: np.ndarray) -> Any:
     if isinstance(data, tuple | list):
         return tuple(array[indices] for array in data)
     return data[indices]
+
+
+def _part(batch: Any, rows: int, rank: int, size: int) -> Any:
+    """Every `size`-th row of each array, from `rank` on. Arrays of k times as many rows are k blocks."""
+    if isinstance(batch, dict):
+        return {name: _part(part, rows, rank, size) for name, part in batch.items()}
+    if isinstance(batch, tuple | list):
+        return tuple(_part(part, rows, rank, size) for part in batch)
+    if not isinstance(batch, np.ndarray):
+        return batch  # a number for the whole batch
+    blocks, rest = divmod(len(batch), rows)
+    if rest:
+        why = f"an array of {len(batch)} rows in a batch of {rows} has no part for each process"
+        raise DataError("the batches cannot be divided", why, "Train with one process, or with other batches.")
+    apart = batch.reshape(blocks, rows, *batch.shape[1:])[:, rank::size]
+    return apart.reshape(-1, *batch.shape[1:])

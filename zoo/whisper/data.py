@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,19 +206,14 @@ class ByLength(Loader):
     def __init__(self, data: Clips, batch: int, *, seed: int, transform: Any = None):
         super().__init__(data, batch, seed=seed, transform=transform)
 
-    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Any]:
+    def plan(self, epoch: int) -> Sequence[np.ndarray]:
         order = stream(self.seed, "order", epoch).permutation(self.rows)
         lengths = np.array([len(clip.ids) for clip in self.data.clips])[order]
         step = self.batch * SPREAD
         nearby = [at + np.argsort(lengths[at : at + step], kind="stable") for at in range(0, self.rows, step)]
         order = order[np.concatenate(nearby)]
         groups = [order[at : at + self.batch] for at in range(0, self.rows, self.batch)]
-        turn = stream(self.seed, "batches", epoch).permutation(len(groups))
-        for i in range(start, len(groups)):
-            batch = self.data[groups[turn[i]]]
-            if self.transform is not None:
-                batch = self.transform(batch, stream(self.seed, "transform", epoch, i))
-            yield batch
+        return [groups[i] for i in stream(self.seed, "batches", epoch).permutation(len(groups))]
 
 
 def masking(augment: SpecAugment) -> Any:
