@@ -36,6 +36,15 @@ def available_memory() -> int | None:
         return None
 
 
+def memory() -> int | None:
+    """Bytes that this process holds now; None where the system does not say. Takes some 10 us."""
+    try:
+        with open("/proc/self/statm", "rb", buffering=0) as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def peak_memory() -> int | None:
     """The most memory that this process has held, in bytes; None where the system does not say."""
     try:  # Linux: getrusage begins with what the program held that started this one

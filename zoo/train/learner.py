@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +17,25 @@ import numpy as np
 
 from zoo.core.autodiff import Autodiff
 from zoo.core.errors import ZooError
+from zoo.core.stats import memory
 from zoo.core.tensor import Tensor
 from zoo.data.loader import Loader, stream
 from zoo.nn import Module
 from zoo.nn.quantized import KINDS
 from zoo.train import checkpoint
 from zoo.train.average import Average
-from zoo.train.gradients import clip_global_norm, gradients
+from zoo.train.gradients import clip_global_norm, global_norm, gradients
 from zoo.train.journal import Journal
 from zoo.train.optim import Optimizer
 from zoo.train.progress import Progress
 from zoo.train.schedule import Schedule
 from zoo.train.stopping import StopRequest
+from zoo.train.watch import Epoch, Run, Step, Watcher, Watchers
 
 CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
 
 Loss = Callable[[Any, Any], Tensor]
 Metrics = Callable[[Any, Any], dict[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What is known after an epoch: the mean loss of its steps, seconds of training so far, validation metrics."""
-
-    epoch: int
-    step: int
-    loss: float
-    seconds: float
-    metrics: dict[str, float]
 
 
 class Learner:
@@ -66,6 +57,9 @@ class Learner:
     same device gives the same bits, also when it is stopped anywhere and resumed.
 
     settings: what else must be the same when the run is resumed, by name (what the schedule was made from, ...).
+
+    watchers are told of the run (zoo/train/watch.py), after the screen (unless `quiet`) and the log. unit: what
+    `counts` counts ("tokens"), for the speed that is shown.
     """
 
     def __init__(
@@ -85,8 +79,10 @@ class Learner:
         out: str | Path | None = None,
         seed: int = 0,
         settings: Mapping[str, Any] | None = None,
+        unit: str = "examples",
         log_every: int = 10,
         quiet: bool = False,
+        watchers: Sequence[Watcher] = (),
     ):
         self.model, self.data, self.validation = model, data, validation
         self.loss, self.metrics = loss, metrics
@@ -94,7 +90,7 @@ class Learner:
         self.accumulate, self.counts = accumulate, counts or _rows
         self.average = None if ema is None else Average(ema)
         self.out = None if out is None else Path(out)
-        self.seed, self.log_every = seed, log_every
+        self.seed, self.log_every, self.unit = seed, log_every, unit
         self.settings = dict(settings or {})
         self.rng = stream(seed, "training")
         self.step, self.seconds = 0, 0.0
@@ -105,8 +101,9 @@ class Learner:
             raise ZooError("rounded weights are not trained", why, fix)
         self.device = model.device
         self._live = model.to(Autodiff(self.device)).train(self.rng)
-        self._journal = None if self.out is None else Journal(self.out / LOG)
-        self._progress = Progress(quiet)
+        screen = [] if quiet else [Progress()]
+        files = [] if self.out is None else [Journal(self.out / LOG, log_every)]
+        self.watch = Watchers([*screen, *files, *watchers])
         self._resumed = False
         self._losses = [0.0, 0]  # sum and count of this epoch
 
@@ -123,19 +120,21 @@ class Learner:
             raise ValueError("fit needs epochs or steps")
         total = steps if steps is not None else (epochs or 0) * -(-len(self.data) // self.accumulate)
         self._check_out()
-        self._progress.open(self.step, total)
-        start = time.perf_counter() - self.seconds
+        start, reason = time.perf_counter() - self.seconds, "finished"
         try:
+            self.watch.opened(self._run(total))
             with StopRequest() as stop:
                 self._train(total, start, stop)
                 self.seconds = time.perf_counter() - start
                 self.save()
                 if stop.asked is not None:
                     stop.end(self._stopped())
+        except BaseException as error:
+            asked = isinstance(error, KeyboardInterrupt | SystemExit)
+            reason = "stopped" if asked else str(error).partition("\n")[0] or type(error).__name__
+            raise
         finally:
-            self._progress.close()
-            if self._journal is not None:
-                self._journal.close()
+            self.watch.closed(reason)
         self._refresh()
         return self.model.eval()
 
@@ -148,8 +147,13 @@ class Learner:
             if self.step >= total:
                 return
             for batches in self._groups():
-                value = self._step(batches)
-                self._told(value, sum(map(_rows, batches)), start)
+                lr = self.schedule(self.step)
+                value, norm = self._step(batches, lr)
+                self._losses = [self._losses[0] + value, self._losses[1] + 1]
+                rows, count = sum(map(_rows, batches)), float(sum(map(self.counts, batches)))
+                seconds = time.perf_counter() - start
+                epoch = self.data.epoch + 1
+                self.watch.stepped(Step(self.step, epoch, value, lr, rows, count, norm, seconds, memory()))
                 at_the_end = self.step >= total or stop.asked is not None
                 if at_the_end and self.data.position < len(self.data):
                     return
@@ -163,8 +167,8 @@ class Learner:
                 yield group
                 group = []
 
-    def _step(self, batches: list[Any]) -> float:
-        lr = self.schedule(self.step)
+    def _step(self, batches: list[Any], lr: float) -> tuple[float, float | None]:
+        """-> the loss, and the norm of the gradients where it was worked out: to clip them, or for the log."""
         counts = [self.counts(batch) for batch in batches]
         value, grads = 0.0, dict[str, Tensor]()
         for batch, count in zip(batches, counts, strict=True):
@@ -175,23 +179,18 @@ class Learner:
                 raise self._diverged(f"the loss is {float(loss)}")
             for path, g in gradients(loss if share == 1 else loss * share, self._live).items():
                 grads[path] = grads[path] + g if path in grads else g
+        norm = None
         if self.clip is not None:
             grads, norm = clip_global_norm(grads, self.clip)
             if not math.isfinite(norm):
                 raise self._diverged(f"the norm of the gradients is {norm}")
+        elif self.watch.each and (self.step + 1) % self.log_every == 0:
+            norm = global_norm(grads)
         self.optimizer.step(self._live, grads, lr)
         if self.average is not None:
             self.average.update(self._live, self.device)
         self.step += 1
-        return value
-
-    def _told(self, loss: float, rows: int, start: float) -> None:
-        self._losses = [self._losses[0] + loss, self._losses[1] + 1]
-        epoch = self.data.epoch + 1
-        self._progress.step(self.step, epoch, loss, rows)
-        if self._journal is not None and self.step % self.log_every == 0:
-            lr, seconds = self.schedule(self.step - 1), round(time.perf_counter() - start, 3)
-            self._journal.write(step=self.step, epoch=epoch, loss=loss, lr=lr, seconds=seconds)
+        return value, norm
 
     def _end_epoch(self, stop: StopRequest) -> None:
         """Validates, reports, saves. A stop during validation leaves the epoch open: a resumed run validates again."""
@@ -202,10 +201,7 @@ class Learner:
         done = Epoch(self.data.epoch, self.step, total / steps, round(self.seconds, 3), metrics)
         self.history.append(done)
         self._losses = [0.0, 0]
-        measured = " · validation: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()) if metrics else ""
-        self._progress.say(f"epoch {done.epoch}: loss {done.loss:.4f}{measured} · {self.seconds:.0f} s")
-        if self._journal is not None:
-            self._journal.write(**{**asdict(done), "metrics": metrics})
+        self.watch.validated(done)
         self.save()
 
     def validate(self, stop: StopRequest | None = None) -> dict[str, float] | None:
@@ -278,8 +274,6 @@ class Learner:
         self.step, self.seconds = facts["step"], facts["seconds"]
         self.history = [Epoch(**done) for done in facts["history"]]
         self._losses = facts["losses"]
-        if self._journal is not None:
-            self._journal.cut(self.step)
         self._refresh()
         self._resumed = True
         return self
@@ -302,6 +296,14 @@ class Learner:
                 f"its checkpoint would be overwritten: {self.out / CHECKPOINT}",
                 "Continue it with --resume (in Python: learner.resume()), or choose another directory.",
             )
+
+    def _run(self, total: int) -> Run:
+        every = [slot for slot in self._live.slots().values() if not slot.buffer]
+        trainable = sum(slot.value.size for slot in every if slot.trainable)
+        return Run(
+            type(self.model).__name__, self.step, total, -(-len(self.data) // self.accumulate), trainable,
+            sum(slot.value.size for slot in every), self.device.name, self.unit, self._settings(), self.out,
+        )  # fmt: skip
 
     def _stopped(self) -> str:
         where = f"; {self.out} holds the run, --resume goes on" if self.out is not None else "; nothing was saved"
