@@ -18,6 +18,7 @@ import zoo
 from zoo import hub
 from zoo.mnist_cnn import data as mnist_data
 from zoo.mnist_cnn.finetune import accuracy, finetune
+from zoo.train import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 SEED, EPOCHS = 0, 12
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "weights" / "mnist_cnn")
     given = parser.parse_args()
 
-    begun = (given.run / "checkpoint.safetensors").exists()
+    begun = bool(RunDirectory(given.run).checkpoints())
     (trained,) = finetune(data=given.data, epochs=EPOCHS, seed=SEED, out=given.run, resume=begun)
     print(trained)
 

@@ -26,7 +26,7 @@ from zoo.resnet.finetune import make_learner
 from zoo.resnet.labels import CIFAR10
 from zoo.resnet.model import ResNet
 from zoo.resnet.preprocess import Preprocessing
-from zoo.train import SGD, matrices_only
+from zoo.train import SGD, RunDirectory, matrices_only
 
 ROOT = Path(__file__).parents[1]
 SEED, EPOCHS, BATCH, LR, RISE = 0, 18, 128, 0.15, 0.2
@@ -59,7 +59,7 @@ def main() -> None:
         optimizer=SGD(momentum=0.9, nesterov=True, weight_decay=matrices_only(5e-4)), smoothing=0.1, seed=SEED,
         out=given.run, settings={}, rise=RISE,
     )  # fmt: skip
-    if (given.run / "checkpoint.safetensors").exists():
+    if RunDirectory(given.run).checkpoints():
         learner.resume()
     learner.fit(given.epochs)
 

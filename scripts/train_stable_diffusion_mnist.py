@@ -36,7 +36,7 @@ from zoo.stable_diffusion.noising import Noising, squared_error
 from zoo.stable_diffusion.pipeline import Picture, Request, generate
 from zoo.stable_diffusion.schedulers import from_config
 from zoo.stable_diffusion.tokenizer import BEGIN, END, Tokenizer
-from zoo.train import AdamW, Learner, cosine, matrices_only, one_cycle
+from zoo.train import AdamW, Learner, RunDirectory, cosine, matrices_only, one_cycle
 
 ROOT = Path(__file__).parents[1]
 SEED, TRAIN = 0, 50_000  # the last 10,000 are what mnist_cnn was measured on
@@ -137,7 +137,7 @@ def train_vae(model: StableDiffusion, pictures: np.ndarray, run: Path, steps: in
         optimizer=AdamW(weight_decay=matrices_only(0.01)), schedule=one_cycle(2e-3, steps), clip=1.0, ema=0.99,
         out=run, seed=SEED, settings={"steps": steps},
     )  # fmt: skip
-    if (run / "checkpoint.safetensors").exists():
+    if RunDirectory(run).checkpoints():
         learner.resume()
     learner.fit(steps=steps)
 
@@ -187,7 +187,7 @@ def train_denoiser(
         optimizer=AdamW(weight_decay=matrices_only(0.01)), schedule=cosine(2e-3, steps, warmup=200, final=2e-5),
         clip=1.0, ema=0.999, out=run, seed=SEED, settings={"steps": steps},
     )  # fmt: skip
-    if (run / "checkpoint.safetensors").exists():
+    if RunDirectory(run).checkpoints():
         learner.resume()
     learner.fit(steps=steps)
     model.vae.unfreeze()

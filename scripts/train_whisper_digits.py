@@ -31,7 +31,7 @@ from zoo.core.tensor import Tensor
 from zoo.data.loader import Loader
 from zoo.hub.export import export
 from zoo.nn import Linear, Module, losses
-from zoo.train import AdamW, Learner, cosine, matrices_only
+from zoo.train import AdamW, Learner, RunDirectory, cosine, matrices_only
 from zoo.whisper.config import WhisperConfig
 from zoo.whisper.evaluate import distance
 from zoo.whisper.model import Whisper
@@ -150,13 +150,13 @@ def train(model: Whisper, data: Path, run: Path) -> None:
         clip=1.0,
         ema=0.999,
         out=run,
+        save_every=SAVED,
         seed=SEED,
         settings={"windows": WINDOWS, "epochs": EPOCHS, "peak": PEAK},
     )
-    if (run / "checkpoint.safetensors").exists():
+    if RunDirectory(run).checkpoints():
         learner.resume()
-    for step in range(learner.step + SAVED, steps + SAVED, SAVED):
-        learner.fit(steps=min(step, steps))
+    learner.fit(steps=steps)
 
 
 # what ships

@@ -179,9 +179,14 @@ def test_damaged_metadata(published, tmp_path):
 
 
 def test_a_run_that_was_stopped_is_no_checkpoint_yet(weights, site):
-    write(weights.parent / "out" / "checkpoint.safetensors", {"model:bias": B}, {"zoo.train": "{}"})
-    error = refused(weights.parent / "out", device="numpy")
-    assert "training run that has not ended" in error.why and "--resume --out" in error.fix
+    out = weights.parent / "out"
+    file = out / "checkpoints" / "step-00000001.safetensors"
+    write(file, {"model:bias": B}, {"zoo.train": "{}"})
+    for named in (out, file):
+        error = refused(named, device="numpy")
+        assert "training run that has not ended" in error.why and f"--resume --out {out}`" in error.fix
+    (out / "best").mkdir()
+    assert f"{out / 'best'} has the weights" in refused(out, device="numpy").fix
 
 
 def test_save_says_where_it_cannot_write(published, tmp_path):

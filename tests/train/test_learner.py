@@ -18,9 +18,9 @@ from small_run import CENTRES, Net, bits, blobs, loss, make
 import zoo
 from zoo.core import ops
 from zoo.nn import losses
-from zoo.train import SGD, AdamW, Learner, Loader, constant, matrices_only, progress
+from zoo.train import SGD, AdamW, Learner, Loader, RunDirectory, constant, matrices_only, progress
 from zoo.train import __doc__ as HOW_TO
-from zoo.train.learner import CHECKPOINT, LOG
+from zoo.train.learner import LOG
 
 
 def test_it_learns_and_reports(device, tmp_path):
@@ -94,7 +94,7 @@ def test_a_nan_stops_at_its_step_and_keeps_the_last_good_checkpoint(tmp_path):
     with pytest.raises(zoo.ZooError) as caught:
         learner.fit(epochs=3)
     assert caught.value.what == "training diverged: the loss is nan at step 11, epoch 2, batch 3 of 8"
-    assert str(tmp_path / CHECKPOINT) in caught.value.why and "learning rate" in caught.value.fix
+    assert str(RunDirectory(tmp_path).checkpoints()[0]) in caught.value.why and "learning rate" in caught.value.fix
     assert make(tmp_path).resume().step == 8  # the end of epoch 1
 
 
@@ -116,15 +116,16 @@ def test_gradients_that_are_not_finite_stop_a_clipped_run():
 
 def test_a_run_is_not_overwritten_by_another(tmp_path):
     make(tmp_path).fit(steps=2)
-    before = (tmp_path / CHECKPOINT).read_bytes()
+    (file,) = RunDirectory(tmp_path).checkpoints()
+    before = file.read_bytes()
     with pytest.raises(zoo.ZooError, match="holds a run already") as caught:
         make(tmp_path).fit(steps=2)
     assert "--resume" in caught.value.fix
-    assert (tmp_path / CHECKPOINT).read_bytes() == before
+    assert file.read_bytes() == before
 
 
 def test_what_cannot_be_resumed_says_why(tmp_path):
-    with pytest.raises(zoo.WeightsError, match="no such file"):
+    with pytest.raises(zoo.WeightsError, match="there is no checkpoint in it"):
         make(tmp_path).resume()
     with pytest.raises(zoo.ZooError, match="without a directory"):
         make().resume()

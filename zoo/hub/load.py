@@ -142,11 +142,7 @@ def identify(checkpoint: refs.Checkpoint, tensors: TensorFile, port: Port | str 
     Raises WeightsError if no port recognises it, or another one than `port` does.
     """
     if "zoo.train" in tensors.metadata:
-        raise WeightsError(
-            f"cannot use {checkpoint.shown}",
-            "it is the state of a training run that has not ended; its weights come when it has",
-            f"`zoo finetune MODEL --resume --out {checkpoint.shown}`, with the options it was begun with, ends it.",
-        )
+        raise refs.unfinished(checkpoint.shown, checkpoint.file.parent.parent)
     wanted = ports.get(port) if isinstance(port, str) else port
     ours = tensors.metadata.get("zoo.layout") == LAYOUT
     published = checkpoint.config()

@@ -212,9 +212,20 @@ def _file_in(directory: Path) -> Path:
             f"it holds {len(files)} {suffix} files: {names}",
             "Name the one that you mean.",
         )
+    if any(directory.glob("checkpoints/step-*.safetensors")):
+        raise unfinished(str(directory), directory)
     raise WeightsError(
         f"cannot use {directory}", f"it holds no {WEIGHTS_FILE}", "Name a directory or a file that holds a checkpoint."
     )
+
+
+def unfinished(shown: str, run: Path) -> WeightsError:
+    """Of who names a training run's directory, or a checkpoint in it, in the place of weights."""
+    why = "it is the state of a training run that has not ended; its weights come when it has"
+    fix = f"`zoo finetune MODEL --resume --out {run}`, with the options it was begun with, ends it."
+    if (run / "best").is_dir():
+        fix = f"{run / 'best'} has the weights that validated best so far; {fix}"
+    return WeightsError(f"cannot use {shown}", why, fix)
 
 
 def _not_found(ref: str) -> WeightsError:

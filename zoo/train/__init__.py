@@ -22,6 +22,7 @@ from __future__ import annotations
 from zoo.data.loader import Loader, stream
 from zoo.train import schedule
 from zoo.train.average import Average
+from zoo.train.directory import RunDirectory
 from zoo.train.gradients import clip_global_norm, global_norm, gradients
 from zoo.train.learner import Learner
 from zoo.train.optim import SGD, Adam, AdamW, Optimizer, RMSprop, matrices_only
@@ -29,7 +30,7 @@ from zoo.train.schedule import constant, cosine, linear, one_cycle, step_decay
 from zoo.train.watch import Epoch, Run, Step, Watcher
 
 __all__ = [
-    "SGD", "Adam", "AdamW", "Average", "Epoch", "Learner", "Loader", "Optimizer", "RMSprop", "Run", "Step", "Watcher",
-    "clip_global_norm", "constant", "cosine", "global_norm", "gradients", "linear", "matrices_only", "one_cycle",
-    "schedule", "step_decay", "stream",
+    "SGD", "Adam", "AdamW", "Average", "Epoch", "Learner", "Loader", "Optimizer", "RMSprop", "Run", "RunDirectory",
+    "Step", "Watcher", "clip_global_norm", "constant", "cosine", "global_norm", "gradients", "linear", "matrices_only",
+    "one_cycle", "schedule", "step_decay", "stream",
 ]  # fmt: skip

@@ -1,12 +1,13 @@
 """Checkpoints of a run: one safetensors file with all tensors, and the rest of the state as JSON in its header.
 
-One file, replaced in one step when the new one is complete on the disk: whenever the process dies, there is a whole
-checkpoint, the new or the previous one. Nothing is pickled.
+A file is put in place in one step when it is complete on the disk, and holds a sum of each tensor's bytes: whatever is
+read from it is what was written, or it is refused. Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from zoo.core.errors import WeightsError, ZooError
 from zoo.hub.safetensors import read, write
 
 KEY = "zoo.train"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,13 @@ class Checkpoint:
     facts: dict[str, Any]
 
 
+class Damaged(WeightsError):
+    """A file that is no whole checkpoint any more, whatever it was: an older one may serve in its place."""
+
+
 def save(path: Path, groups: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
-    """Writes a checkpoint in the place of the previous one. Raises WeightsError if the disk is full or the directory
-    cannot be written to, and ZooError if a weight is not finite; the previous one is then kept."""
+    """Writes a checkpoint, in the place of one of that name. Raises WeightsError if the disk is full or the directory
+    cannot be written to, and ZooError if a weight is not finite; what was there is then kept."""
     arrays = {f"{group}:{name}": np.asarray(value) for group, some in groups.items() for name, value in some.items()}
     for name, array in arrays.items():
         if is_float(array.dtype) and not np.isfinite(array).all():
@@ -41,12 +46,18 @@ def save(path: Path, groups: Mapping[str, Mapping[str, Any]], facts: Mapping[str
                 f"the weights of step {facts.get('step')} are not saved",
                 "Lower the learning rate, or clip the gradients.",
             )
-    write(path, arrays, {KEY: json.dumps({"version": VERSION, **facts})})
+    sums = {name: _sum(array) for name, array in arrays.items()}
+    write(path, arrays, {KEY: json.dumps({"version": VERSION, "sums": sums, **facts})})
 
 
 def load(path: Path) -> Checkpoint:
-    """Reads a checkpoint. Raises WeightsError if there is none, or the file is not one."""
-    with read(path) as file:
+    """Reads a checkpoint. Raises Damaged if there is none, or it is not whole, and WeightsError if the file is of
+    another kind or version."""
+    try:
+        file = read(path)
+    except WeightsError as error:
+        raise Damaged(error.what, error.why, "Resume from an older checkpoint, or begin anew.") from error
+    with file:
         try:
             facts = json.loads(file.metadata[KEY])
         except (KeyError, ValueError) as error:
@@ -62,7 +73,16 @@ def load(path: Path) -> Checkpoint:
                 "Resume with the version of the zoo that began the run.",
             )
         groups: dict[str, dict[str, np.ndarray]] = {}
+        sums = facts.pop("sums")
         for name in file:
             group, _, path_in_group = name.partition(":")
-            groups.setdefault(group, {})[path_in_group] = file[name]
+            groups.setdefault(group, {})[path_in_group] = array = file[name]
+            if _sum(array) != sums.get(name):
+                why = f"the bytes of {path_in_group} are not those that were written"
+                raise Damaged(f"cannot resume from {path}", why, "Resume from an older checkpoint, or begin anew.")
     return Checkpoint(groups, facts)
+
+
+def _sum(array: np.ndarray) -> int:
+    """CRC-32 of the bytes: finds what disks and copies do to files, at the speed at which they are read."""
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -5,11 +5,10 @@ The step itself is `Learner._step`; everything it is made of can be used without
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,20 @@ from zoo.core.tensor import Tensor
 from zoo.data.loader import Loader, stream
 from zoo.nn import Module
 from zoo.nn.quantized import KINDS
-from zoo.train import checkpoint
 from zoo.train.average import Average
+from zoo.train.batch import on_device, size
+from zoo.train.best import best
+from zoo.train.directory import BEST, RunDirectory, SaveEvery
 from zoo.train.gradients import clip_global_norm, global_norm, gradients
 from zoo.train.journal import Journal
 from zoo.train.optim import Optimizer
 from zoo.train.progress import Progress
 from zoo.train.schedule import Schedule
+from zoo.train.state import put_back, settings, taken
 from zoo.train.stopping import StopRequest
 from zoo.train.watch import Epoch, Run, Step, Watcher, Watchers
 
-CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
+LOG = "log.jsonl"
 
 Loss = Callable[[Any, Any], Tensor]
 Metrics = Callable[[Any, Any], dict[str, Tensor]]
@@ -52,9 +54,13 @@ class Learner:
     where batches hold different numbers of entries; a mean of means would not. The last step of an epoch may have
     fewer.
 
-    out: a directory for `checkpoint.safetensors` (after every epoch and when stopped) and `log.jsonl` (every
-    `log_every` steps and every epoch). All randomness follows from `seed` and the seed of `data`: the same run on the
-    same device gives the same bits, also when it is stopped anywhere and resumed.
+    out: a directory for the checkpoints (after every epoch, when stopped, and every `save_every` steps (500) or minutes
+    ("10min"; None: not); the newest `keep` stay), and `log.jsonl` (every `log_every` steps and every epoch). All
+    randomness follows from `seed` and the seed of `data`: the same run on the same device gives the same bits, also
+    when it is stopped anywhere and resumed.
+
+    export(model, directory) writes the model as it is kept when training is done; after every epoch that validates best
+    so far (zoo/train/best.py), it is given `out`/best.
 
     settings: what else must be the same when the run is resumed, by name (what the schedule was made from, ...).
 
@@ -77,6 +83,9 @@ class Learner:
         accumulate: int = 1,
         counts: Callable[[Any], float] | None = None,
         out: str | Path | None = None,
+        keep: int = 2,
+        save_every: str | int | None = "10min",
+        export: Callable[[Any, Path], Any] | None = None,
         seed: int = 0,
         settings: Mapping[str, Any] | None = None,
         unit: str = "examples",
@@ -87,9 +96,11 @@ class Learner:
         self.model, self.data, self.validation = model, data, validation
         self.loss, self.metrics = loss, metrics
         self.optimizer, self.schedule, self.clip = optimizer, schedule, clip
-        self.accumulate, self.counts = accumulate, counts or _rows
+        self.accumulate, self.counts = accumulate, counts or size
         self.average = None if ema is None else Average(ema)
         self.out = None if out is None else Path(out)
+        self.directory = None if out is None else RunDirectory(out, keep)
+        self._save_every, self.export = SaveEvery(save_every), export
         self.seed, self.log_every, self.unit = seed, log_every, unit
         self.settings = dict(settings or {})
         self.rng = stream(seed, "training")
@@ -104,7 +115,7 @@ class Learner:
         screen = [] if quiet else [Progress()]
         files = [] if self.out is None else [Journal(self.out / LOG, log_every)]
         self.watch = Watchers([*screen, *files, *watchers])
-        self._resumed = False
+        self._resumed, self._saved = False, (-1, -1)
         self._losses = [0.0, 0]  # sum and count of this epoch
 
     # the run
@@ -113,28 +124,31 @@ class Learner:
         """Trains until so many epochs, or steps, are done in all, those before a resume included. -> the model, in
         evaluation mode.
 
-        Raises ZooError if the loss is not finite (the last checkpoint stays), or if `out` holds another run. At Ctrl-C
-        and SIGTERM the step at hand is finished and saved; then KeyboardInterrupt or SystemExit(143).
+        Raises ZooError if the loss is not finite (the last checkpoint stays), if `out` holds another run, or another
+        process trains into it; WeightsError if it cannot be written to. At Ctrl-C, SIGTERM and SIGHUP the step at hand
+        is finished and saved; then KeyboardInterrupt, or SystemExit(143 or 129). See zoo/train/stopping.py.
         """
         if (epochs is None) == (steps is None):
             raise ValueError("fit needs epochs or steps")
         total = steps if steps is not None else (epochs or 0) * -(-len(self.data) // self.accumulate)
-        self._check_out()
         start, reason = time.perf_counter() - self.seconds, "finished"
-        try:
-            self.watch.opened(self._run(total))
-            with StopRequest() as stop:
-                self._train(total, start, stop)
-                self.seconds = time.perf_counter() - start
-                self.save()
-                if stop.asked is not None:
-                    stop.end(self._stopped())
-        except BaseException as error:
-            asked = isinstance(error, KeyboardInterrupt | SystemExit)
-            reason = "stopped" if asked else str(error).partition("\n")[0] or type(error).__name__
-            raise
-        finally:
-            self.watch.closed(reason)
+        with nullcontext() if self.directory is None else self.directory.held(self._resumed):
+            self._save_every.saved(self.step)
+            try:
+                self.watch.opened(self._run(total))
+                with StopRequest() as stop:
+                    self._train(total, start, stop)
+                    self.seconds = time.perf_counter() - start
+                    if self._saved != (self.step, len(self.history)):
+                        self.save()
+                    if stop.asked is not None:
+                        stop.end(self._stopped())
+            except BaseException as error:
+                asked = isinstance(error, KeyboardInterrupt | SystemExit)
+                reason = "stopped" if asked else str(error).partition("\n")[0] or type(error).__name__
+                raise
+            finally:
+                self.watch.closed(reason)
         self._refresh()
         return self.model.eval()
 
@@ -150,13 +164,17 @@ class Learner:
                 lr = self.schedule(self.step)
                 value, norm = self._step(batches, lr)
                 self._losses = [self._losses[0] + value, self._losses[1] + 1]
-                rows, count = sum(map(_rows, batches)), float(sum(map(self.counts, batches)))
+                rows, count = sum(map(size, batches)), float(sum(map(self.counts, batches)))
                 seconds = time.perf_counter() - start
                 epoch = self.data.epoch + 1
                 self.watch.stepped(Step(self.step, epoch, value, lr, rows, count, norm, seconds, memory()))
-                at_the_end = self.step >= total or stop.asked is not None
-                if at_the_end and self.data.position < len(self.data):
+                if self.data.position == len(self.data):
+                    continue  # the epoch ends: it is validated, then saved
+                if self.step >= total or stop.asked is not None:
                     return
+                if self._save_every.due(self.step):
+                    self.seconds = seconds
+                    self.save()
 
     def _groups(self) -> Iterator[list[Any]]:
         """The batches of each step that is left of the epoch."""
@@ -173,7 +191,7 @@ class Learner:
         value, grads = 0.0, dict[str, Tensor]()
         for batch, count in zip(batches, counts, strict=True):
             share = count / sum(counts)
-            loss = self.loss(self._live, _on_device(batch, self.device))
+            loss = self.loss(self._live, on_device(batch, self.device))
             value += float(loss) * share
             if not math.isfinite(value):
                 raise self._diverged(f"the loss is {float(loss)}")
@@ -202,6 +220,8 @@ class Learner:
         self.history.append(done)
         self._losses = [0.0, 0]
         self.watch.validated(done)
+        if self.export is not None and self.out is not None and best(self.history) is done:
+            self.export(self.model, self.out / BEST)
         self.save()
 
     def validate(self, stop: StopRequest | None = None) -> dict[str, float] | None:
@@ -216,7 +236,7 @@ class Learner:
         for batch in self.validation.batches():
             if stop is not None and stop.asked is not None:
                 return None
-            placed, n = _on_device(batch, self.device), _rows(batch)
+            placed, n = on_device(batch, self.device), size(batch)
             found = {"loss": self.loss(model, placed)} if self.metrics is None else self.metrics(model, placed)
             for name, value in found.items():
                 values = np.asarray(value, dtype=np.float64)
@@ -231,78 +251,32 @@ class Learner:
     # stopping and going on
 
     def save(self) -> None:
-        """Writes the checkpoint, if there is a directory for it."""
-        if self.out is None:
+        """Adds a checkpoint, if there is a directory for it. Raises WeightsError if it cannot be written; those that
+        are there stay."""
+        if self.directory is None:
             return
-        groups: dict[str, Any] = {"model": self._changing(), "optimizer": self.optimizer.state()}
-        facts: dict[str, Any] = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "rng": [self.rng.seed, self.rng.offset],
-            "data": self.data.state(),
-            "history": [asdict(done) for done in self.history],
-            "losses": self._losses,
-            "settings": self._settings(),
-        }
-        if self.average is not None:
-            groups["average"], facts["average_steps"] = self.average.values, self.average.steps
-        checkpoint.save(self.out / CHECKPOINT, groups, facts)
+        state = taken(self)
+        self.directory.save(self.step, state.groups, state.facts)
+        self._save_every.saved(self.step)
+        self._saved = (self.step, len(self.history))
         self._resumed = True  # what is there now is this run
 
     def resume(self) -> Learner:
-        """Goes to where the checkpoint in `out` was taken. Raises WeightsError if there is none, or it is of another
-        model, and ZooError if the run was begun with other settings."""
-        if self.out is None:
+        """Goes to where the newest whole checkpoint in `out` was taken. Raises WeightsError if there is none, or it is
+        of another model, and ZooError if the run was begun with other settings."""
+        if self.directory is None:
             raise ZooError("there is nothing to resume", "the Learner was made without a directory", "Give it `out`.")
-        saved = checkpoint.load(self.out / CHECKPOINT)
-        facts = saved.facts
-        was, now = facts["settings"], self._settings()
-        changed = [k for k in {**was, **now} if was.get(k) != now.get(k)]
-        if changed:
-            why = "\n".join(f"{k} was {was.get(k)} and is {now.get(k)}" for k in changed)
-            raise ZooError(f"the run in {self.out} was begun with other settings", why, "Resume with the same ones.")
-        self.data.load(facts["data"])
-        changing = self._changing()
-        frozen = {path: tensor for path, tensor in self._live.state().items() if path not in changing}
-        self._live.load({**frozen, **saved.groups["model"]})
-        self.optimizer.load(saved.groups.get("optimizer", {}), self.device)
-        if self.average is not None:
-            values = saved.groups.get("average", {})
-            average = {k: Tensor(self.device.from_host(v), self.device) for k, v in values.items()}
-            self.average.load(average, facts["average_steps"])
-        self.rng.seed, self.rng.offset = facts["rng"]
-        self.step, self.seconds = facts["step"], facts["seconds"]
-        self.history = [Epoch(**done) for done in facts["history"]]
-        self._losses = facts["losses"]
+        put_back(self, self.directory.newest(self.watch.say))
         self._refresh()
         self._resumed = True
         return self
-
-    def _changing(self) -> dict[str, Tensor]:
-        """What training changes: no frozen weights, which are where they came from."""
-        return {p: s.value for p, s in self._live.slots().items() if s.trainable or (s.buffer and not s.module.frozen)}
-
-    def _settings(self) -> dict[str, Any]:
-        """What must be the same for a resumed run to be the same run, as JSON gives it back."""
-        own = {"optimizer": self.optimizer.describe(), "clip": self.clip, "seed": self.seed}
-        own["ema"] = None if self.average is None else self.average.decay
-        own |= {"accumulate": self.accumulate} if self.accumulate > 1 else {}
-        return json.loads(json.dumps({**own, **self.settings}))
-
-    def _check_out(self) -> None:
-        if self.out is not None and not self._resumed and (self.out / CHECKPOINT).exists():
-            raise ZooError(
-                f"{self.out} holds a run already",
-                f"its checkpoint would be overwritten: {self.out / CHECKPOINT}",
-                "Continue it with --resume (in Python: learner.resume()), or choose another directory.",
-            )
 
     def _run(self, total: int) -> Run:
         every = [slot for slot in self._live.slots().values() if not slot.buffer]
         trainable = sum(slot.value.size for slot in every if slot.trainable)
         return Run(
             type(self.model).__name__, self.step, total, -(-len(self.data) // self.accumulate), trainable,
-            sum(slot.value.size for slot in every), self.device.name, self.unit, self._settings(), self.out,
+            sum(slot.value.size for slot in every), self.device.name, self.unit, settings(self), self.out,
         )  # fmt: skip
 
     def _stopped(self) -> str:
@@ -311,23 +285,5 @@ class Learner:
 
     def _diverged(self, what: str) -> ZooError:
         at = f"step {self.step + 1}, epoch {self.data.epoch + 1}, batch {self.data.position} of {len(self.data)}"
-        kept = self.out / CHECKPOINT if self.out is not None else None
-        good = f"the last good weights are in {kept}" if kept is not None and kept.exists() else "nothing was saved yet"
+        good = "nothing was saved" if self.directory is None else self.directory.kept()
         return ZooError(f"training diverged: {what} at {at}", good, "Lower the learning rate, or clip the gradients.")
-
-
-def _on_device(batch: Any, device: Any) -> Any:
-    """The arrays of a batch as tensors; what is no array stays."""
-    if isinstance(batch, np.ndarray):
-        return Tensor(device.from_host(batch), device)
-    if isinstance(batch, dict):
-        return {name: _on_device(part, device) for name, part in batch.items()}
-    if isinstance(batch, tuple | list):
-        return tuple(_on_device(part, device) for part in batch)
-    return batch
-
-
-def _rows(batch: Any) -> int:
-    while not hasattr(batch, "shape"):
-        batch = next(iter(batch.values() if isinstance(batch, dict) else batch))
-    return int(batch.shape[0])
