@@ -7,6 +7,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+
+from zoo.bench.case import Variants
 
 Run = Callable[[], object]
 CASES = ()
@@ -22,6 +25,14 @@ def slow() -> Run:
 
 def two_layouts() -> dict[str, Run]:
     return {"slow": slow(), "quick": quick()}
+
+
+def large() -> Variants:
+    def variant(megabytes: int) -> Run:
+        kept = bytearray(os.urandom(1 << 20)) * megabytes
+        return lambda: [2.0 * len(kept) / len(kept)] * 2
+
+    return Variants({"most": partial(variant, 60), "least": partial(variant, 30)})
 
 
 def noisy() -> Run:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from zoo.bench.case import Case
-from zoo.bench.report import cells, entry
+from zoo.bench.report import cells, entry, heading
 from zoo.bench.runner import OURS, Row, Runner
 
 
@@ -46,6 +48,16 @@ def test_peers_run_only_if_asked_for(machine):
 def test_the_fastest_variant_is_taken(machine):
     row = measure(machine(), case(numpy="two_layouts"))
     assert row.taken["numpy"].variant == "quick" and row.taken["numpy"].rate > 1000
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the memory of a process is read from /proc")
+def test_memory_is_measured_of_each_variant_alone(machine):
+    row = measure(machine(), replace(case(numpy="large"), memory=True))
+    assert row.memory["numpy"] / (1 << 20) == pytest.approx(31, abs=5), "of the one that takes least; 1 MB is a copy"
+    assert row.memory[OURS] < 8 << 20 and not row.failed
+    found = entry(row)
+    assert cells(found, ["numpy"], memory=True)[-1].endswith("of theirs")
+    assert "memory" in heading(["numpy"], memory=True) and not measure(machine(), case(numpy="large")).memory
 
 
 def test_unclean_repetitions_are_not_kept(machine):

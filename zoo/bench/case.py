@@ -13,17 +13,37 @@ A port states its cases in a module that its record names, `Port(bench="zoo.my_m
 `forward(batch)` there builds the model, its weights and its input (from seeds, so that every candidate has the same),
 and returns a function without arguments that runs it once and returns what it computed. It may return several such
 functions by name, {"contiguous": run, "channels_last": run}: the fastest is taken, for a peer runs at its best setting.
+Where memory is measured, they are `Variants`: each is also built alone.
 A peer is named as its package on PyPI; its module may import it, and is imported in the peer's own process alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 Run = Callable[[], Any]
 Build = Callable[..., "Run | Mapping[str, Run]"]
+
+
+class Variants(Mapping[str, Run]):
+    """Runs by name, each built when it is first asked for."""
+
+    def __init__(self, builders: Mapping[str, Callable[[], Run]]):
+        self._builders, self._built = builders, dict[str, Run]()
+
+    def __getitem__(self, name: str) -> Run:
+        if name not in self._built:
+            self._built[name] = self._builders[name]()
+        return self._built[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._builders)
+
+    def __len__(self) -> int:
+        return len(self._builders)
+
 
 ROOFS = {"fma": "GFLOP/s", "int8": "GOP/s", "read": "GB/s", "copy": "GB/s"}
 """What a case may be limited by, as `machine` measures it, and its unit."""
@@ -49,6 +69,9 @@ class Case:
     agree: float = 1e-3
     """Largest relative difference between root mean squares of what the candidates compute: equal work, or no ratio.
     The order of values does not matter, so layouts may differ."""
+
+    memory: bool = False
+    """Whether to measure the most memory that each candidate takes, too."""
 
     @property
     def limited_by_memory(self) -> bool:

@@ -30,6 +30,7 @@ def entry(row: Row) -> Entry:
         "ratio": None if ours is None or best is None else ours.rate / best.rate,
         "ratio_spread": None if ours is None or best is None else math.hypot(ours.spread, best.spread),
         "milliseconds": {name: 1000 * row.case.work / taken.rate for name, taken in row.taken.items()},
+        "memory_mb": {name: size / 1e6 for name, size in row.memory.items()},
         "roof": row.case.roof,
         "ceiling": row.roof if row.case.roof else None,
         "of_roof": row.share,
@@ -71,19 +72,29 @@ def missing(entries: Iterable[Entry]) -> dict[str, str]:
 # text
 
 
-def heading(peers: list[str]) -> list[str]:
-    return ["case", "unit", "ours", "of roof", *peers, *(["ratio"] if peers else [])]
+def heading(peers: list[str], memory: bool = False) -> list[str]:
+    columns = ["case", "unit", "ours", "of roof", *peers, *(["ratio"] if peers else [])]
+    return columns + (["memory"] if memory else [])
 
 
-def cells(row: Entry, peers: list[str]) -> list[str]:
-    """A row as text: `231.0 ±2%`; `~` marks figures without a clean repetition, `-` what there is not."""
+def cells(row: Entry, peers: list[str], memory: bool = False) -> list[str]:
+    """A row as text: `231.0 ±2%`; `~` marks figures without a clean repetition, `-` what there is not. Memory is ours,
+    and as a share of what the least of the peers takes."""
     ours = figure(row, OURS, row["ours"])
     roof = f"{row['of_roof']:.2f}" if row["of_roof"] is not None else "-"
     theirs = [figure(row, name, row["peers"].get(name)) for name in peers]
     ratio = (
         [f"{row['ratio']:.2f} ±{100 * row['ratio_spread']:.0f}%" if row["ratio"] is not None else "-"] if peers else []
     )
-    return [row["case"], row["unit"], ours, roof, *theirs, *ratio]
+    return [row["case"], row["unit"], ours, roof, *theirs, *ratio, *([_memory(row)] if memory else [])]
+
+
+def _memory(row: Entry) -> str:
+    sizes = dict(row.get("memory_mb", {}))
+    ours = sizes.pop(OURS, None)
+    if ours is None:
+        return "-"
+    return f"{ours:.0f} MB" + (f", {ours / min(sizes.values()):.2f} of theirs" if sizes else "")
 
 
 def figure(row: Entry, name: str, rate: float | None) -> str:
@@ -126,10 +137,10 @@ def markdown(found: Mapping[str, Any]) -> str:
     lines = ["; ".join(about) + ".", "", "| ceiling | |", "|---|---|"]
     lines += [f"| {kind} | {found['ceilings'][kind]:.0f} {unit} |" for kind, unit in ROOFS.items()]
     for group, rows in groups_of(found["rows"]).items():
-        peers = peers_of(rows)
+        peers, memory = peers_of(rows), any(row.get("memory_mb") for row in rows)
         lines += ["", f"**{group}**" + (f": {said}" if (said := summary(rows)) else "")]
-        lines += ["", _line(heading(peers)), "|" + "---|" * len(heading(peers))]
-        lines += [_line(cells(row, peers)) for row in rows]
+        lines += ["", _line(heading(peers, memory)), "|" + "---|" * len(heading(peers, memory))]
+        lines += [_line(cells(row, peers, memory)) for row in rows]
     return "\n".join(lines) + "\n"
 
 

@@ -165,6 +165,8 @@ class Row:
     """Candidate -> the module that is not installed."""
     ceiling: float = 0.0
     """The highest rate seen of what limits the case; 0 if nothing single does."""
+    memory: dict[str, int] = field(default_factory=dict)
+    """Candidate -> the most bytes that it took, of its variants the one that took least."""
 
     @property
     def roof(self) -> float:
@@ -179,6 +181,14 @@ class Row:
         if ours is None or not self.ceiling:
             return None
         return ours.share if ours.bandwidths else ours.rate / self.ceiling
+
+
+def _package(name: str) -> str:
+    return "zoo-models" if name == OURS else name
+
+
+def _function(case: Case, name: str) -> str:
+    return case.ours if name == OURS else case.peers[name]
 
 
 class Runner:
@@ -219,7 +229,28 @@ class Runner:
             rounds += 1
         row.ceiling = self.machine.ceiling[case.roof] if case.roof else 0.0
         row.taken = {name: self._taken(case, found, built[name]) for name, found in times.items()}
+        if case.memory:
+            self._measure_memory(case, row, built)
         return row
+
+    def _measure_memory(self, case: Case, row: Row, built: Mapping[str, Mapping[str, Any]]) -> None:
+        for name in row.taken:
+            try:
+                row.memory[name] = self._peak(case, name, built[name]["variants"])
+            except Failed as failure:
+                row.failed[name] = f"its memory: {failure}"
+
+    def _peak(self, case: Case, name: str, variants: list[str]) -> int:
+        """Bytes. Each variant has a new process, for memory that another left behind would hide what it takes."""
+        package, found = _package(name), []
+        for variant in variants:
+            worker = Worker(package, self.machine.threads)
+            request = {"peak": _function(case, name), "settings": dict(case.settings), "package": package}
+            try:
+                found.append(worker.ask(**request, variant=variant)["bytes"])
+            finally:
+                worker.close()
+        return min(found)
 
     def _probes(self, case: Case) -> tuple[float, float]:
         """GFLOP/s and GB/s now."""
@@ -228,12 +259,14 @@ class Runner:
 
     def _build(self, case: Case, row: Row) -> dict[str, Mapping[str, Any]]:
         built: dict[str, Mapping[str, Any]] = {}
-        for name, function in {OURS: case.ours, **(case.peers if self.peers else {})}.items():
-            package = "zoo-models" if name == OURS else name
+        for name in (OURS, *(case.peers if self.peers else ())):
+            package = _package(name)
             if name not in self._workers:
                 self._workers[name] = Worker(package, self.machine.threads)
             try:
-                built[name] = self._workers[name].ask(build=function, settings=dict(case.settings), package=package)
+                built[name] = self._workers[name].ask(
+                    build=_function(case, name), settings=dict(case.settings), package=package
+                )
             except Failed as failure:
                 row.failed[name] = str(failure)
                 if failure.missing:

@@ -82,7 +82,7 @@ class Session:
     def _measured(self, case: Case) -> bool:
         """It is in the file, clean, with every peer that is asked for and can be had."""
         row = self.rows.get(case.name)
-        if row is None or not row["clean"]:
+        if row is None or not row["clean"] or (case.memory and not row.get("memory_mb")):
             return False
         return not self.peers or all(name in {**row["peers"], **row["failed"]} for name in case.peers)
 

@@ -4,8 +4,10 @@ It answers requests on stdin, a JSON object per line, on what was its stdout; wh
 stderr. One process serves one package for all cases, since importing torch takes longer than most cases; what an
 earlier case built is gone when the next is built.
 
-    {"build": "module:function", "settings": {...}, "package": "torch"}  -> {"seconds", "rms", "variant", "version"}
+    {"build": "module:function", "settings": {...}, "package": "torch"}  -> {"seconds", "rms", "variant", "variants",
+                                                                             "version"}
     {"run": 10}                                                          -> {"seconds", "waited"}
+    {"peak": "module:function", "settings", "package", "variant"}        -> {"bytes"}; the first request of its process
 "seconds" are those of a run; "waited" is the share of the time for which its threads were ready and had no core.
 Anything that goes wrong: {"error": text}, with {"missing": module} for a module that is not installed.
 """
@@ -27,6 +29,9 @@ import numpy as np
 
 from zoo.bench.case import Run
 
+RUNS = 4  # until memory is what it is in the middle of a long run
+UNASKED = {"torch": ("torch", "torch._dynamo"), "transformers": ("torch", "torch._dynamo", "transformers")}
+"""What a package imports by and by, as its optimizers do: no part of what a candidate takes."""
 TRIAL, LONG = 0.02, 0.3  # seconds for which a variant is tried, three times in turn; a run that takes LONG, once
 
 
@@ -45,6 +50,8 @@ def main() -> None:
                 run = None
                 gc.collect()
                 run, answer = build(request)
+            elif "peak" in request:
+                answer = peak(request)
             else:
                 assert run is not None
                 answer = timed(run, request["run"])
@@ -73,7 +80,33 @@ def build(request: Mapping[str, Any]) -> tuple[Run, dict[str, Any]]:
         version = metadata.version(request["package"])
     except metadata.PackageNotFoundError:
         version = ""
-    return variants[best], {"seconds": times[best], "rms": size, "variant": best, "version": version}
+    answer = {"seconds": times[best], "rms": size, "variant": best, "variants": list(variants), "version": version}
+    return variants[best], answer
+
+
+def peak(request: Mapping[str, Any]) -> dict[str, int]:
+    """The most memory that building a candidate and running it adds to what its libraries take once imported. Only
+    memory of the process's own counts: pages of programs and of mapped files belong to the system.
+
+    Raises OSError where the system does not say (it is Linux that does).
+    """
+    module, _, name = request["peak"].partition(":")
+    made = getattr(import_module(module), name)
+    for library in UNASKED.get(request["package"], ()):
+        import_module(library)
+    gc.collect()
+    before = memory("RssAnon")
+    made = made(**request["settings"])
+    run = made if callable(made) else made[request["variant"]]
+    for _ in range(RUNS):
+        run()
+    return {"bytes": memory("VmHWM") - memory("RssFile") - memory("RssShmem") - before}
+
+
+def memory(kind: str) -> int:
+    """A figure of /proc/self/status, in bytes."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(kind + ":"))
 
 
 def seconds(run: Run, count: int) -> float:

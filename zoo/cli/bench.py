@@ -54,12 +54,13 @@ def bench(
         session = Session(machine, peers=peers, seconds=seconds, save=save)
         console.say(f"{about['processor']} · {about['isa']} · threads: {machine.threads} · cases: {len(cases)}")
         names = list(dict.fromkeys(name for case in cases for name in case.peers)) if peers else []
+        memory = any(case.memory for case in cases)
         if not (as_json or as_markdown):
-            print(_line(report.heading(names)), flush=True)
+            print(_line(report.heading(names, memory)), flush=True)
         for row in session.run(cases, lambda done, case: console.progress(done, len(cases), case.name)):
             if not (as_json or as_markdown):
                 console.pause()
-                print(_line(report.cells(row, names)), flush=True)
+                print(_line(report.cells(row, names, memory)), flush=True)
             _tell_failures(console, row)
         document = session.document()
         if chart_file is not None:

@@ -1,4 +1,5 @@
-"""Cases of `zoo bench llama`: TinyLlama's shape (1.1 billion weights), reading a prompt and writing the next token.
+"""Cases of `zoo bench llama`: TinyLlama's shape (1.1 billion weights), reading a prompt and writing the next token;
+and a step of training with 10 million weights.
 
 Weights are fresh ones from a seed, the same for every candidate: none of this depends on what they say.
 """
@@ -12,15 +13,23 @@ import numpy as np
 
 from zoo.bench.case import Case, Run
 from zoo.bench.inputs import numbers
+from zoo.core.autodiff import Autodiff
+from zoo.core.tensor import tensor
 from zoo.llama.cache import Cache
 from zoo.llama.config import LlamaConfig
+from zoo.llama.finetune import loss
 from zoo.llama.generate import forward
 from zoo.llama.model import Llama
 from zoo.nn import quantize
+from zoo.train import AdamW, clip_global_norm, gradients, matrices_only
 
 SHAPES = {
     "1.1B": LlamaConfig(
         vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
+        num_key_value_heads=4, rms_norm_eps=1e-5,
+    ),
+    "10M": LlamaConfig(
+        vocab_size=8192, hidden_size=256, intermediate_size=688, num_hidden_layers=8, num_attention_heads=4,
         num_key_value_heads=4, rms_norm_eps=1e-5,
     ),
     "tiny": LlamaConfig(
@@ -31,11 +40,17 @@ SHAPES = {
 SPREAD = 0.07  # of numbers between -0.5 and 0.5: a deviation of 0.02, as models of this kind begin
 SEEN, WRITTEN = 128, 16
 """Tokens in the cache when more are written, and how many: one alone would find the caches full of the peers."""
+RATE, BETAS, DECAY, CLIP = 1e-4, (0.9, 0.95), 0.1, 1.0
 DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 
 
 def ids(count: int) -> list[int]:
     return np.random.default_rng(0).integers(3, 500, count).tolist()
+
+
+def texts(config: LlamaConfig, batch: int, tokens: int) -> np.ndarray:
+    """(batch, tokens + 1): a row and what comes after each of its tokens."""
+    return np.random.default_rng(0).integers(0, config.vocab_size, (batch, tokens + 1), np.int32)
 
 
 class Weights(Mapping[str, np.ndarray]):
@@ -95,6 +110,26 @@ def prompt(model: str, format: str, tokens: int) -> Run:
     return run
 
 
+def train_step(model: str, batch: int, tokens: int) -> Run:
+    """Forward, backward, gradients clipped, AdamW; returns the loss, as the Learner reads it after every step."""
+    config = SHAPES[model]
+    device: Any = tensor(0.0, device="cpu").device
+    llama = Llama(config).load(Weights(config), device="cpu").to(Autodiff(device)).train()
+    optimizer = AdamW(BETAS, weight_decay=matrices_only(DECAY))
+    text = texts(config, batch, tokens)
+    texts_of_rows = np.zeros((batch, tokens), np.int32)
+    rows = [tensor(np.array(part), device=device) for part in (text[:, :-1], text[:, 1:], texts_of_rows)]
+
+    def run() -> float:
+        found = loss(llama, rows)
+        value = float(found)
+        grads, _ = clip_global_norm(gradients(found, llama), CLIP)
+        optimizer.step(llama, grads, RATE)
+        return value
+
+    return run
+
+
 PEERS = {"transformers": "zoo.llama.peers:{}_transformers", "llama-cpp-python": "zoo.llama.peers:{}_llama_cpp"}
 
 
@@ -122,4 +157,9 @@ CASES = (
     _prompt("bf16"),
     _prompt("int8"),
     _prompt("int4"),
-)
+    Case(
+        "10M training, batch 8 of 256 tokens", "tokens/s", 2048, "zoo.llama.bench:train_step",
+        {"transformers": "zoo.llama.peers:train_step"}, {"model": "10M", "batch": 8, "tokens": 256},
+        group="training LLaMA", memory=True,
+    ),
+)  # fmt: skip

@@ -8,14 +8,15 @@ from __future__ import annotations
 import ctypes
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zoo.bench.case import Run
+from zoo.bench.case import Run, Variants
 from zoo.bench.inputs import threads
-from zoo.llama.bench import SEEN, SHAPES, WRITTEN, Weights, ids
+from zoo.llama.bench import BETAS, CLIP, DECAY, RATE, SEEN, SHAPES, WRITTEN, Weights, ids, texts
 from zoo.llama.config import LlamaConfig
 
 # --- transformers -----------------------------------------------------------------------------------------------------
@@ -85,6 +86,34 @@ def prompt_transformers(model: str, format: str, tokens: int) -> dict[str, Run]:
         return run
 
     return {kind: variant(kind) for kind in _kinds(format)}
+
+
+def train_step(model: str, batch: int, tokens: int) -> Variants:
+    """Eager, with either of torch's optimizers over many tensors. Compiled it was 1 % faster, after half a minute."""
+    import torch
+
+    text = torch.from_numpy(texts(SHAPES[model], batch, tokens)).long()
+    inputs, targets = text[:, :-1].contiguous(), text[:, 1:].reshape(-1)
+
+    def variant(how: str) -> Run:
+        network = _transformers(SHAPES[model], "f32").train()
+        weights = list(network.parameters())
+        groups: list[Any] = [{"params": [w for w in weights if w.ndim > 1], "weight_decay": DECAY},
+                             {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0}]  # fmt: skip
+        adamw: Any = torch.optim.AdamW(groups, lr=RATE, betas=BETAS, **{how: True})
+
+        def run() -> float:
+            logits = network(input_ids=inputs, use_cache=False).logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets)
+            adamw.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(weights, CLIP, foreach=True)
+            adamw.step()
+            return loss.item()
+
+        return run
+
+    return Variants({f"{how} AdamW": partial(variant, how) for how in ("fused", "foreach")})
 
 
 # --- llama.cpp --------------------------------------------------------------------------------------------------------

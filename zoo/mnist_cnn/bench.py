@@ -67,6 +67,7 @@ CASES = (
     _forward(256),
     Case(
         "mnist_cnn training, batch 64", "steps/s", 1, "zoo.mnist_cnn.bench:train_step",
-        {"torch": "zoo.mnist_cnn.peers:train_step"}, {"batch": 64}, agree=0.1,  # dropout draws other numbers there
+        {"torch": "zoo.mnist_cnn.peers:train_step"}, {"batch": 64}, memory=True,
+        agree=0.1,  # dropout draws other numbers there
     ),
 )  # fmt: skip

@@ -5,11 +5,12 @@ Imported in the peer's own process alone.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from zoo.bench.case import Run
+from zoo.bench.case import Run, Variants
 from zoo.bench.inputs import threads
 from zoo.mnist_cnn.bench import DECAY, RATE, fresh, labels, pictures
 from zoo.mnist_cnn.model import MEAN, STD
@@ -53,7 +54,7 @@ def forward(batch: int) -> dict[str, Run]:
     return {"contiguous": variant(torch.contiguous_format), "channels_last": variant(torch.channels_last)}
 
 
-def train_step(batch: int) -> dict[str, Run]:
+def train_step(batch: int) -> Variants:
     import torch
 
     x, y = torch.from_numpy(pictures(batch))[:, None], torch.from_numpy(labels(batch)).long()
@@ -74,6 +75,8 @@ def train_step(batch: int) -> dict[str, Run]:
         return run
 
     layouts = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-    return {
-        f"{name}, {how} AdamW": variant(layout, how) for name, layout in layouts.items() for how in ("fused", "foreach")
-    }
+    return Variants({
+        f"{name}, {how} AdamW": partial(variant, layout, how)
+        for name, layout in layouts.items()
+        for how in ("fused", "foreach")
+    })  # fmt: skip

@@ -20,6 +20,7 @@ from zoo.resnet.model import ResNet
 from zoo.train import SGD, gradients
 
 SEED, RATE, MOMENTUM = 0, 1e-3, 0.9
+EIGHTEEN: dict[str, Any] = {"hidden_sizes": (64, 128, 256, 512), "depths": (2, 2, 2, 2), "layer_type": "basic"}
 SHAPES = {
     "ResNet-50": (224, ResNetConfig(num_labels=1000)),
     "CIFAR ResNet-20": (
@@ -29,6 +30,8 @@ SHAPES = {
             small_stem=True, shortcut="padding",
         ),
     ),
+    "ResNet-18": (224, ResNetConfig(**EIGHTEEN, num_labels=1000)),
+    "CIFAR ResNet-18": (32, ResNetConfig(**EIGHTEEN, num_labels=10, small_stem=True)),
 }  # fmt: skip
 
 
@@ -98,7 +101,7 @@ def _train(shape: str, batch: int) -> Case:
     settings = {"shape": shape, "batch": batch}
     # the loss after as many steps as each candidate happened to take
     return Case(f"{shape} training, batch {batch}", "pictures/s", batch, "zoo.resnet.bench:train_step", peers, settings,
-                group="training ResNets", agree=0.2)  # fmt: skip
+                group="training ResNets", agree=0.2, memory=True)  # fmt: skip
 
 
 CASES = (
@@ -107,4 +110,6 @@ CASES = (
     _forward_int8("ResNet-50", 1),
     _train("ResNet-50", 8),
     _train("CIFAR ResNet-20", 128),
+    _train("ResNet-18", 8),
+    _train("CIFAR ResNet-18", 64),
 )

@@ -7,12 +7,13 @@ their exporters leave it.
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zoo.bench.case import Run
+from zoo.bench.case import Run, Variants
 from zoo.bench.inputs import threads
 from zoo.resnet.bench import MOMENTUM, RATE, fresh, labels, pictures
 from zoo.resnet.model import Block, ConvNorm
@@ -69,14 +70,14 @@ def forward_torch(shape: str, batch: int) -> dict[str, Run]:
     }
 
 
-def train_step(shape: str, batch: int) -> dict[str, Run]:
+def train_step(shape: str, batch: int) -> Variants:
     import torch
 
     x, y = torch.from_numpy(channels_first(shape, batch)), torch.from_numpy(labels(batch)).long()
 
     def variant(layout: Any) -> Run:
         network = _network(shape).train().to(memory_format=layout)
-        sgd = torch.optim.SGD(network.parameters(), lr=RATE, momentum=MOMENTUM)
+        sgd: Any = torch.optim.SGD(network.parameters(), lr=RATE, momentum=MOMENTUM, fused=True)
         placed = x.contiguous(memory_format=layout)
 
         def run() -> float:
@@ -88,7 +89,7 @@ def train_step(shape: str, batch: int) -> dict[str, Run]:
 
         return run
 
-    return {name: variant(layout) for name, layout in _layouts(torch).items()}
+    return Variants({name: partial(variant, layout) for name, layout in _layouts(torch).items()})
 
 
 # --- ONNX Runtime and OpenVINO ----------------------------------------------------------------------------------------
