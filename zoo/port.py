@@ -12,6 +12,7 @@ imported is an error only for who asks for it.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import re
@@ -100,6 +101,16 @@ def get(name: str) -> Port:
             raise _unknown(name)
         found = _load_foreign(entry)
     return found
+
+
+def of(model: Any) -> Port:
+    """The port whose model this is. Raises ZooError if it is none's."""
+    for name in names():
+        with contextlib.suppress(ZooError):  # a third party's port that cannot be imported must not stop the others
+            if (found := get(name)).model is type(model):
+                return found
+    what = f"a {type(model).__name__} is the model of no port"
+    raise ZooError(what, f"the models are: {', '.join(names())}", "Say which port it belongs to.")
 
 
 def _unknown(name: str) -> ZooError:

@@ -15,12 +15,13 @@ import zoo
 from zoo.cli.main import main
 from zoo.core.errors import DataError, ZooError
 from zoo.core.random import Generator
-from zoo.hub import save
+from zoo.hub import adapter, save
+from zoo.hub.adapter import DIFFUSERS_FILE
 from zoo.hub.files import write_json
 from zoo.hub.safetensors import read as read_tensors
 from zoo.nn import lora as adapters
 from zoo.stable_diffusion import captioned
-from zoo.stable_diffusion.finetune import ADAPTER, TARGETS, Batches, Told, finetune, loss, save_adapter
+from zoo.stable_diffusion.finetune import TARGETS, Batches, Told, finetune, loss
 from zoo.stable_diffusion.noising import Noising
 from zoo.stable_diffusion.reference import model_of
 from zoo.stable_diffusion.schedulers import from_config
@@ -128,11 +129,11 @@ def test_an_adapter_is_what_diffusers_reads(tiny: Any, tmp_path: Path) -> None:
     rng = Generator(5)
     for layer in adapters.layers(model.unet).values():
         layer.lora_B.set("weight", rng.normal(layer.lora_B.weight.shape, device="cpu"))
-    save_adapter(model.unet, tmp_path)
+    adapter.save(model, tmp_path, "tiny")
     unet = diffusers.UNet2DConditionModel.from_pretrained(directory / "unet")
     from safetensors.torch import load_file
 
-    tensors = load_file(str(tmp_path / ADAPTER))
+    tensors = load_file(str(tmp_path / DIFFUSERS_FILE))
     diffusers.StableDiffusionPipeline.load_lora_into_unet(tensors, network_alphas=None, unet=unet)
     draw = np.random.default_rng(0)
     x, text = draw.normal(size=(1, 8, 6, 4)).astype(np.float32), draw.normal(size=(1, 77, 24)).astype(np.float32)
@@ -165,7 +166,7 @@ def test_a_resumed_run_is_the_run(weights: Path, data: Path, tmp_path: Path, kin
         list(finetune(zoo.load(weights), epochs=3, out=tmp_path / "parts", **options))
     (resumed,) = finetune(zoo.load(weights), epochs=3, out=tmp_path / "parts", resume=True, **options)
     assert resumed.steps == 9 and resumed.loss == whole.loss
-    name = ADAPTER if kind == "adapter" else "model.safetensors"
+    name = DIFFUSERS_FILE if kind == "adapter" else "model.safetensors"
     with read_tensors(tmp_path / "whole" / name) as one, read_tensors(tmp_path / "parts" / name) as two:
         assert sorted(one) == sorted(two)
         assert all(np.array_equal(one[key], two[key]) for key in one)

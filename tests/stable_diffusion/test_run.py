@@ -139,22 +139,23 @@ def test_other_files_say_nothing_or_too_much(tmp_path: Path) -> None:
 
 def test_a_lora_and_a_small_autoencoder(weights: Path, real: Any, capsys: Any) -> None:
     from zoo.core.random import Generator
+    from zoo.hub import adapter
     from zoo.nn import lora as adapters
-    from zoo.stable_diffusion.finetune import ADAPTER, TARGETS, save_adapter
+    from zoo.stable_diffusion.finetune import TARGETS
 
     model = model_of("1", "cpu")
     adapters.attach(model.unet, 2, alpha=2, targets=TARGETS)
     for layer in adapters.layers(model.unet).values():
         layer.lora_B.set("weight", Generator(5).normal(layer.lora_B.weight.shape, device="cpu"))
-    save_adapter(model.unet, Path("adapter"))
+    adapter.save(model, Path("adapter"), str(weights))
     options = ["a bike", "--size", "16x16", "--steps", "2"]
     assert draw(weights, *options, "--out", "plain.png") == 0
-    assert draw(weights, *options, "--lora", f"adapter/{ADAPTER}=0.5", "--out", "half.png") == 0
+    assert draw(weights, *options, "--lora", f"adapter/{adapter.DIFFUSERS_FILE}=0.5", "--out", "half.png") == 0
     assert "× 0.5: " in capsys.readouterr().err and picture.settings_of("half.png")["lora"]
     assert not np.array_equal(pixels("plain.png"), pixels("half.png"))
     assert draw(weights, "--from", "half.png", "--out", "again.png") == 0
     assert np.array_equal(pixels("half.png"), pixels("again.png"))
-    assert draw(weights, *options, "--lora", f"adapter/{ADAPTER}=much") == 1
+    assert draw(weights, *options, "--lora", f"adapter/{adapter.DIFFUSERS_FILE}=much") == 1
     assert (
         draw(weights, *options, "--vae", str(real("taesd", "taesd_decoder.safetensors").parent), "--out", "t.png") == 0
     )
@@ -164,19 +165,20 @@ def test_a_lora_and_a_small_autoencoder(weights: Path, real: Any, capsys: Any) -
 def test_a_lora_changes_packed_weights_as_it_changes_plain_ones(weights: Path) -> None:
     import zoo
     from zoo.core.random import Generator
+    from zoo.hub import adapter
     from zoo.nn import lora as adapters
     from zoo.stable_diffusion import lora
-    from zoo.stable_diffusion.finetune import ADAPTER, TARGETS, save_adapter
+    from zoo.stable_diffusion.finetune import TARGETS
 
     tuned = model_of("1", "cpu")
     adapters.attach(tuned.unet, 2, alpha=2, targets=TARGETS)
     for layer in adapters.layers(tuned.unet).values():
         layer.lora_B.set("weight", Generator(5).normal(layer.lora_B.weight.shape, device="cpu"))
-    save_adapter(tuned.unet, Path("adapter"))
+    adapter.save(tuned, Path("adapter"), str(weights))
     given = [zoo.tensor(np.ones(shape, np.float32), device="cpu") for shape in ((1, 8, 8, 4), (1,), (1, 77, 24))]
     plain, packed = zoo.load(weights, device="cpu"), zoo.load(weights, device="cpu").prepare()
     for model in (plain, packed):
-        assert lora.merge(model, Path("adapter") / ADAPTER).unknown == ()
+        assert lora.merge(model, Path("adapter") / adapter.DIFFUSERS_FILE).unknown == ()
     found = [model.prepare().unet(*given).numpy() for model in (plain, packed)]
     assert np.array_equal(found[0], found[1])
     known = tuned.unet(*given).numpy()

@@ -67,7 +67,7 @@ def load(
     checkpoint = refs.resolve(ref)
     if checkpoint.is_adapter and checkpoint.directory is not None:
         model = load(adapter.base_of(checkpoint.directory), port=port, device=place, dtype=dtype)
-        return adapter.attach(model, checkpoint.directory).eval()
+        return adapter.attach(model, checkpoint.directory, port=port).eval()
     with read(checkpoint.file) as tensors:
         known = identify(checkpoint, tensors, port)
         model = quantized.shape(known.port.model(known.config), tensors.metadata, checkpoint.shown, dtype)

@@ -29,8 +29,8 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th")
 """Where none of these is there, the only file of the first of these kinds that is."""
 CONFIG_FILE = "config.json"
 CARD_FILE = "card.json"
-ADAPTER_FILE = "adapter_model.safetensors"
-"""Of a directory that holds a change to another checkpoint (zoo/hub/adapter.py)."""
+ADAPTER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+"""Of a directory that holds a change to another checkpoint (zoo/hub/adapter.py): PEFT's name, and diffusers'."""
 PROVENANCE_FILE = "provenance.json"
 """Of a checkpoint that was pulled: from where, which commit, the hashes, how it was translated (zoo/hub/pull.py)."""
 
@@ -78,7 +78,7 @@ class Checkpoint:
 
     @property
     def is_adapter(self) -> bool:
-        return self.directory is not None and self.file.name == ADAPTER_FILE
+        return self.directory is not None and self.file.name in ADAPTER_FILES
 
     def companions(self) -> list[Path]:
         """The files beside the weights that go with them wherever they go: COMPANIONS, in the directory itself and in
@@ -197,7 +197,7 @@ def resolve(ref: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _file_in(directory: Path) -> Path:
-    for name in (*WHOLE, ADAPTER_FILE):
+    for name in (*WHOLE, *ADAPTER_FILES):
         if (directory / name).is_file():
             return directory / name
     for suffix in SUFFIXES:

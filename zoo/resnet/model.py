@@ -12,6 +12,7 @@ from zoo.core.errors import DeviceError
 from zoo.core.tensor import Tensor
 from zoo.nn import BatchNorm, Conv2d, Linear, Module, QuantizedConv2d, Sequential, activation, global_avg_pool
 from zoo.nn.init import kaiming_normal
+from zoo.nn.lora import LoRA
 from zoo.nn.param import Param
 from zoo.resnet.config import REDUCTION, ResNetConfig
 
@@ -38,12 +39,12 @@ class ConvNorm(Module):
 
     def fold(self) -> None:
         """norm(conv(x)) as one convolution in float32: w * s and bias - mean * s, with s = weight / sqrt(var + eps).
-        Of a quantised one, the scales of its outputs are multiplied."""
-        if self.normalization is None:
+        Of a quantised one, the scales of its outputs are multiplied; with an adapter around it, the norm stays."""
+        conv: Any = self.convolution
+        if self.normalization is None or isinstance(conv, LoRA) or isinstance(conv.weight, Param):
             return
         norm = {name: tensor.astype("float32") for name, tensor in self.normalization.state().items()}
         scale = norm["weight"] / ops.sqrt(norm["running_var"] + self.normalization.eps)
-        conv: Any = self.convolution
         if isinstance(conv, QuantizedConv2d):
             conv.scale = conv.scale * scale
         else:
@@ -163,6 +164,6 @@ class ResNet(Module):
                 "Move the model off it first: model.to(device).prepare().",
             )  # fmt: skip
         for _, module in self.named_modules():
-            if isinstance(module, ConvNorm) and not isinstance(module.convolution.weight, Param):
+            if isinstance(module, ConvNorm):
                 module.fold()
         return super().prepare()

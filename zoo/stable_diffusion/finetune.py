@@ -18,7 +18,6 @@ from zoo.core.errors import DataError, ZooError
 from zoo.core.random import Generator
 from zoo.core.tensor import Tensor
 from zoo.data.loader import Loader
-from zoo.hub.safetensors import write
 from zoo.nn import lora as adapters
 from zoo.stable_diffusion import captioned, pipeline
 from zoo.stable_diffusion.noising import Noising, squared_error
@@ -31,8 +30,6 @@ from zoo.train import AdamW, Learner, constant
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out")
 """Layers that LoRA goes around: those of every attention, as diffusers' training scripts have it."""
-ADAPTER = "pytorch_lora_weights.safetensors"
-"""diffusers' name of an adapter's file."""
 PRIOR_STEPS, PRIOR_GUIDANCE = 50, 7.5
 
 
@@ -145,6 +142,7 @@ def finetune(
     accumulate: batches per step, of which one at a time is in memory
     """
     from zoo import hub
+    from zoo.hub import adapter
 
     if lora < 0 or not 0 <= drop < 1 or not 0 <= ema < 1 or prior_count < 1:
         why = "--lora is a rank, --drop and --ema lie in 0 to 1, --prior-count is at least 1"
@@ -193,30 +191,13 @@ def finetune(
     model.unet = learner.fit(epochs)
     trainable = sum(parameter.size for parameter in unet.parameters().values())
     first, last = learner.history[0].loss, learner.history[-1].loss
+    base = None if model.source is None else model.source.shown
     if lora:
-        save_adapter(unet, out)
+        adapter.save(model, out, base or "")
     else:
-        base = None if model.source is None else model.source.shown
         card = {"summary": f"tuned on {len(pairs)} pictures", "base": base, "epochs": epochs, "seed": seed}
         hub.save(model, out, port="stable_diffusion", card=card)
     yield Trained(out, len(pairs), epochs, learner.step, first, last, trainable)
-
-
-def save_adapter(unet: Any, directory: Path) -> Path:
-    """Writes the LoRA layers of a U-Net as diffusers' `load_lora_weights` reads them.
-
-    The scale is 1 (alpha is the rank), which is what readers take where the file says nothing of it.
-    """
-    found = adapters.layers(unet)
-    if any(layer.scale != 1.0 for layer in found.values()):
-        raise ValueError("an adapter in this format has a scale of 1")
-    tensors = {
-        f"unet.{path}.{name}.weight": np.asarray(getattr(layer, name).weight)
-        for path, layer in found.items()
-        for name in ("lora_A", "lora_B")
-    }
-    write(directory / ADAPTER, tensors, {"format": "pt"})
-    return directory
 
 
 def _texts(model: Any, captions: Sequence[str]) -> list[np.ndarray]:
