@@ -23,7 +23,7 @@ from zoo.train import Learner
 from zoo.whisper.audio import HOP, SAMPLE_RATE
 from zoo.whisper.augment import SpecAugment, starts
 from zoo.whisper.config import WhisperConfig
-from zoo.whisper.data import IGNORED, ByLength, Clips, files, masking, read
+from zoo.whisper.data import IGNORED, ByLength, Clips, Masking, files, read
 from zoo.whisper.finetune import TARGETS, finetune, loss, nats_per_token, split
 from zoo.whisper.model import Whisper
 from zoo.whisper.tokenizer import Tokenizer
@@ -216,7 +216,7 @@ def test_batches_are_of_like_lengths_once_each_and_follow_from_the_seed():
 def test_masking_is_the_same_for_the_same_batch(tiny):
     (clip,) = rows(tiny, {"audio": "a.wav", "text": "x"})
     data = Clips([clip] * 6, load(tiny, device="numpy").config, EOT)
-    loader = ByLength(data, 2, seed=3, transform=masking(SpecAugment(0.3, 10)))
+    loader = ByLength(data, 2, seed=3, transform=Masking(SpecAugment(0.3, 10)))
     a, b = (list(loader.batches(2)) for _ in range(2))
     assert all(np.array_equal(x, y) for m, n in zip(a, b, strict=True) for x, y in zip(m, n, strict=True))
     assert not np.array_equal(a[0][0][0], a[0][0][1]), "rows have masks of their own"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -125,6 +126,13 @@ class Pictures:
         self._kept: dict[int, np.ndarray] = {}
         self._room = keep
         self._readers = ThreadPoolExecutor(READERS)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without threads and pictures, for another process."""
+        return {name: value for name, value in vars(self).items() if name not in ("_readers", "_kept")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _readers=ThreadPoolExecutor(READERS), _kept={})
 
     def __len__(self) -> int:
         return len(self.labelled)

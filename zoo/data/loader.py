@@ -15,6 +15,8 @@ import numpy as np
 
 from zoo.core.errors import DataError
 from zoo.core.random import Generator
+from zoo.data.bad import BadRow, Skipped
+from zoo.data.workers import Workers
 
 Transform = Callable[[Any, Generator], Any]
 
@@ -36,6 +38,11 @@ class Loader:
     part: (rank, size) of processes that train together: of each batch, the rows rank, rank + size, ... A batch of
     fewer rows than processes leaves some of them arrays of no rows. A transform sees the whole batch before it is
     divided, since it may mix rows, and draws for all of them: whoever has one reads every row on every process.
+
+    workers: processes that make batches ahead of their use (`zoo.data.workers`); the batches are the same bits.
+
+    skipped: rows for which the data raises BadRow are left out of their batches, and told to this; without it, the
+    error goes on. A batch of such rows alone is made of the next row that can be read: steps are as many as ever.
     """
 
     def __init__(
@@ -48,10 +55,12 @@ class Loader:
         drop_last: bool = False,
         transform: Transform | None = None,
         part: tuple[int, int] = (0, 1),
+        workers: int = 0,
+        skipped: Skipped | None = None,
     ):
         self.data, self.batch, self.seed = data, batch, seed
         self.shuffle, self.drop_last, self.transform = shuffle, drop_last, transform
-        self.part = part
+        self.part, self.workers, self.skipped = part, workers, skipped
         self.rows = _rows(data)
         if batch < 1:
             raise DataError(f"a batch of {batch} rows", "", "Batches need at least one row.")
@@ -64,6 +73,9 @@ class Loader:
         """Batches of the current epoch that were handed out."""
         self.at = np.zeros(0, np.int64)
         """Row numbers of the batch that was handed out last; of a divided one, of this part."""
+        self._bad: dict[int, tuple[str, str]] = {}  # rows that could not be read: place, reason
+        self._plan: tuple[int, Sequence[np.ndarray]] | None = None  # of the epoch that was asked for last
+        self._team: Workers | None = None
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -82,26 +94,72 @@ class Loader:
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Any]:
         """The batches of an epoch from number `start` on. Changes no state but `at`."""
-        plan = self.plan(epoch)
-        for i in range(start, len(plan)):
-            batch, self.at = self._made(epoch, i, plan[i])
+        tasks = [(epoch, number) for number in range(start, len(self))]
+        team = self._workers()
+        for batch, self.at, bad in team.make(tasks) if team else (self.make(*task) for task in tasks):
+            self._bad |= bad
+            if self.skipped is not None:
+                for place, why in bad.values():
+                    self.skipped.add(place, why)
             yield batch
+
+    def close(self) -> None:
+        """Ends the worker processes, if there are any; they are started again when batches are asked for."""
+        if self._team is not None:
+            self._team.close()
+            self._team = None
 
     def places(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         """Where rows come from, as messages name them: the data's own word for it, if it has `place(row)`."""
         place = getattr(self.data, "place", None)
         return [place(int(row)) if place else f"row {int(row)}" for row in rows]
 
-    def _made(self, epoch: int, number: int, rows: np.ndarray) -> tuple[Any, np.ndarray]:
-        """A batch, or this process's part of it, and the numbers of its rows."""
+    def make(self, epoch: int, number: int) -> tuple[Any, np.ndarray, dict[int, tuple[str, str]]]:
+        """A batch, or this process's part of it; the numbers of its rows; and, by number, (place, reason) of rows that
+        turned out to be bad on the way."""
+        if self._plan is None or self._plan[0] != epoch:
+            self._plan = epoch, self.plan(epoch)
+        rows = self._plan[1][number]
         rank, size = self.part
-        own = rows[rank::size]
-        if self.transform is None and len(own):
-            return _take(self.data, own), own
-        batch = _take(self.data, rows)
+        if self.transform is None and self.skipped is None and len(own := rows[rank::size]):
+            return _take(self.data, own), own, {}
+        before = set(self._bad)
+        batch, rows = self._read(rows)
         if self.transform is not None:
             batch = self.transform(batch, stream(self.seed, "transform", epoch, number))
-        return batch if size == 1 else _part(batch, len(rows), rank, size), own
+        if size > 1:
+            batch = _part(batch, len(rows), rank, size)
+        return batch, rows[rank::size], {row: told for row, told in self._bad.items() if row not in before}
+
+    def _read(self, rows: np.ndarray) -> tuple[Any, np.ndarray]:
+        """A batch of those rows that can be read, and their numbers."""
+        first = int(rows[0])
+        while True:
+            if self._bad:
+                rows = np.array([row for row in rows.tolist() if row not in self._bad], np.int64)
+            if not len(rows):
+                after = ((first + i) % self.rows for i in range(1, self.rows))
+                spare = next((row for row in after if row not in self._bad), None)
+                if spare is None:
+                    raise DataError("there is nothing to load", "no row of the data can be used", "Give other data.")
+                rows = np.array([spare], np.int64)
+            try:
+                return _take(self.data, rows), rows
+            except BadRow as error:
+                if self.skipped is None:
+                    raise
+                self._bad[error.row] = error.place, error.why
+
+    def _workers(self) -> Workers | None:
+        """The team, if there is to be one, and nobody has it: the same batches are then made here."""
+        if self.workers and (self._team is None or not self._team.alive):
+            self._team = Workers(self, self.workers)
+        return None if self._team is None or self._team.busy else self._team
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker gets: all but the team, the plan, which it makes itself, and where skipped rows are written."""
+        skipped = None if self.skipped is None else Skipped()
+        return {**self.__dict__, "_team": None, "_plan": None, "workers": 0, "skipped": skipped}
 
     def state(self) -> dict[str, Any]:
         """Where the loader stands, and what its order depends on; for JSON."""
@@ -153,4 +211,4 @@ def _part(batch: Any, rows: int, rank: int, size: int) -> Any:
         why = f"an array of {len(batch)} rows in a batch of {rows} has no part for each process"
         raise DataError("the batches cannot be divided", why, "Train with one process, or with other batches.")
     apart = batch.reshape(blocks, rows, *batch.shape[1:])[:, rank::size]
-    return apart.reshape(-1, *batch.shape[1:])
+    return apart.reshape(blocks * apart.shape[1], *batch.shape[1:])

@@ -203,8 +203,8 @@ class ByLength(Loader):
     """Batches of texts about as long as each other, so that little is filler. Who is with whom, and the order of the
     batches, is a function of the seed and the epoch."""
 
-    def __init__(self, data: Clips, batch: int, *, seed: int, transform: Any = None):
-        super().__init__(data, batch, seed=seed, transform=transform)
+    def __init__(self, data: Clips, batch: int, *, seed: int, **options: Any):
+        super().__init__(data, batch, seed=seed, **options)
 
     def plan(self, epoch: int) -> Sequence[np.ndarray]:
         order = stream(self.seed, "order", epoch).permutation(self.rows)
@@ -216,13 +216,14 @@ class ByLength(Loader):
         return [groups[i] for i in stream(self.seed, "batches", epoch).permutation(len(groups))]
 
 
-def masking(augment: SpecAugment) -> Any:
+@dataclass(frozen=True)
+class Masking:
     """What a Loader does to a batch of `Clips`."""
 
-    def transform(batch: tuple[np.ndarray, ...], rng: Generator) -> tuple[np.ndarray, ...]:
+    augment: SpecAugment
+
+    def __call__(self, batch: tuple[np.ndarray, ...], rng: Generator) -> tuple[np.ndarray, ...]:
         draws = np.random.default_rng(rng.seed)
         for features, frames in zip(batch[0], batch[3], strict=True):
-            augment(features, int(frames), draws)
+            self.augment(features, int(frames), draws)
         return batch
-
-    return transform

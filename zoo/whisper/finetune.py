@@ -16,7 +16,7 @@ from zoo.nn import losses
 from zoo.nn.quantized import formats
 from zoo.train import AdamW, Learner, cosine, matrices_only
 from zoo.whisper.augment import SpecAugment
-from zoo.whisper.data import IGNORED, ByLength, Clip, Clips, files, masking, read
+from zoo.whisper.data import IGNORED, ByLength, Clip, Clips, Masking, files, read
 from zoo.whisper.model import Whisper
 from zoo.whisper.run import language_code
 from zoo.whisper.tokenizer import Tokenizer
@@ -128,7 +128,7 @@ def finetune(
     if lora:
         adapters.attach(model, lora, targets=TARGETS, seed=seed)
     lr = (1e-3 if lora else 1e-5) if lr is None else lr
-    loader = ByLength(rows, batch, seed=seed, transform=masking(augment))
+    loader = ByLength(rows, batch, seed=seed, transform=Masking(augment))
     steps = epochs * -(-len(loader) // accumulate)
     model.recompute = checkpoint
     kept = formats(model)
