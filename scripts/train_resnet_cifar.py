@@ -26,7 +26,7 @@ from zoo.resnet.finetune import make_learner
 from zoo.resnet.labels import CIFAR10
 from zoo.resnet.model import ResNet
 from zoo.resnet.preprocess import Preprocessing
-from zoo.train import SGD, RunDirectory, matrices_only
+from zoo.train import SGD, RunDirectory, Training, matrices_only
 
 ROOT = Path(__file__).parents[1]
 SEED, EPOCHS, BATCH, LR, RISE = 0, 18, 128, 0.15, 0.2
@@ -54,14 +54,15 @@ def main() -> None:
     train, held_out = read_split(given.data)
     assert train.classes == CIFAR10, train.classes
     model = ResNet(CONFIG).init(Generator(SEED))
-    learner = make_learner(
-        model, train, held_out, augment=Augment(SEEN), epochs=given.epochs, batch=BATCH, lr=LR,
-        optimizer=SGD(momentum=0.9, nesterov=True, weight_decay=matrices_only(5e-4)), smoothing=0.1, seed=SEED,
-        out=given.run, settings={}, rise=RISE,
+    training = Training(
+        epochs=given.epochs, batch=BATCH, lr=LR, schedule="one_cycle", warmup=RISE, clip=0.0, ema=0.999, seed=SEED,
+        out=given.run, resume=bool(RunDirectory(given.run).checkpoints()),
     )  # fmt: skip
-    if RunDirectory(given.run).checkpoints():
-        learner.resume()
-    learner.fit(given.epochs)
+    learner = make_learner(
+        model, train, held_out, training, augment=Augment(SEEN), smoothing=0.1, settings={},
+        optimizer=SGD(momentum=0.9, nesterov=True, weight_decay=matrices_only(5e-4)),
+    )  # fmt: skip
+    training.fit(learner)
 
     hub.save(model, given.out, port="resnet", dtype=np.float16)
     rank = ranks(zoo.load(given.out).prepare(), held_out)

@@ -63,7 +63,8 @@ BELOW = {
     "data": {"core"},
     "hub": {"core", "nn", "port"},  # it loads what a port's record describes; the record names its translation table
     "port": {"core", "nn", "hub"},
-    "train": {"core", "nn", "data", "hub"},
+    "options": {"core"},
+    "train": {"core", "nn", "data", "hub", "options"},
     "bench": {
         "core",
         "nn",

@@ -185,13 +185,13 @@ def test_stopped_and_resumed_it_ends_in_the_same_bits(
     train(call, photographs, tmp_path / "whole", small, *options)
     step = Learner._step
 
-    def stopping(self: Any, batch: Any) -> float:
+    def stopping(self: Any, *given: Any) -> Any:
         if self.step == 4:
             import os
             import signal
 
             os.kill(os.getpid(), signal.SIGINT)
-        return step(self, batch)
+        return step(self, *given)
 
     arguments = ("finetune", "resnet", "--data", photographs, "--out", tmp_path / "parts", "--weights", small)
     with pytest.MonkeyPatch.context() as patch:

@@ -18,12 +18,15 @@ from zoo.cli.common import (
 )
 from zoo.cli.console import Console, Stopwatch
 from zoo.cli.run import default_text, load_model
-from zoo.cli.signature import Described, command, describe, option
+from zoo.cli.signature import Described, command, describe, option, parameter, under
 from zoo.core.errors import ZooError
+from zoo.options import Option
 from zoo.port import Port
 
 GIVEN = ("device", "quiet", "progress")
 """Values a port's `finetune` gets if it has a parameter of that name."""
+
+MODEL, TRAINING, OUTPUT = "Model", "Training", "Output"
 
 HELP = {
     "data": "your data: a directory or file",
@@ -42,13 +45,19 @@ class FinetuneGroup(PortGroup):
         if port.finetune is None:
             raise ZooError(f"{port.name} cannot be fine-tuned yet", "", "`zoo list` says which models can.")
         described = describe(port.finetune, GIVEN, HELP)
+        panels = [(each, _panel(port, each)) for each in described.options.values()]
         start = f"start from a checkpoint's name, directory or file{default_start(port, described)}"
         parameters = [
-            *described.parameters,
-            *([weights_option(start)] if described.takes_model else []),
-            *([_dtype_option()] if "lora" in described.names else []),
-            device_option(),
-            *output_options(),
+            *(parameter(each, panel) for each, panel in panels if panel not in (TRAINING, OUTPUT)),
+            *under(
+                MODEL,
+                *([weights_option(start)] if described.takes_model else []),
+                *([_dtype_option()] if "lora" in described.options else []),
+                device_option(),
+            ),
+            *(parameter(each, panel) for each, panel in panels if panel == TRAINING),
+            *(parameter(each, panel) for each, panel in panels if panel == OUTPUT),
+            *under(OUTPUT, *output_options()),
         ]
 
         @interruptible
@@ -56,6 +65,13 @@ class FinetuneGroup(PortGroup):
             finetune(port, described, values)
 
         return command(port.name, body, parameters, described.help or f"Train {port.name} on your own data.")
+
+
+def _panel(port: Port, each: Option) -> str:
+    """The heading under which an option's help stands."""
+    if each.name in ("out", "resume", "keep", "save_every", "log_every"):
+        return OUTPUT
+    return f"Options of {port.name}" if each.group is None else TRAINING
 
 
 def _dtype_option() -> inspect.Parameter:
@@ -86,7 +102,7 @@ def finetune(port: Port, described: Described, values: dict[str, Any]) -> None:
             " · ".join([port.name, f"from {shown}" if shown else "new weights", describe_device(device, *models)])
         )
         given = {"device": device, "quiet": values["quiet"], "progress": console.progress}
-        arguments = {name: values[name] for name in described.names} | {name: given[name] for name in described.wanted}
+        arguments = described.arguments(values) | {name: given[name] for name in described.wanted}
         for result in results_of(port.finetune(*models, **arguments)):
             console.result(result)
         console.document({"model": port.name, "weights": shown, "device": device.name})

@@ -58,7 +58,7 @@ def perform(port: Port, function: Callable[..., Any], described: Described, valu
         )
         given = {"seed": values.get("seed"), "device": device, "quiet": values["quiet"],
                  "progress": console.progress, "say": console.say}  # fmt: skip
-        arguments = {name: values[name] for name in described.names} | {name: given[name] for name in described.wanted}
+        arguments = described.arguments(values) | {name: given[name] for name in described.wanted}
         for result in results_of(function(model.prepare(), **arguments)):
             console.result(result)
         console.document({"model": port.name, "weights": shown, "device": device.name})

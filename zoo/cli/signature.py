@@ -2,18 +2,20 @@
 
 A port's `run(model, images: list[Path] | None = None, *, top: int = 3)` knows nothing of this program. Positional
 parameters become arguments, keyword-only ones options; `model` and the names in `given` are filled in by the command.
-Docstring lines `name: text` (continued by indented lines) are the help of that parameter; the rest that of the command.
+How a signature and a docstring are read: zoo/options.py.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import typer
+
+from zoo.options import REQUIRED, Option, options
 
 MODEL = "model"
 
@@ -23,30 +25,42 @@ class Described:
     """A port's function, taken apart."""
 
     help: str
-    parameters: list[inspect.Parameter]
-    """What the user can set, as typer understands it."""
+    options: dict[str, Option]
+    """What the user can set, by name."""
     wanted: frozenset[str]
     """Those of the given names that the function has a parameter for."""
     takes_model: bool
     needs_model: bool
     """`model` has no default: it must be loaded."""
-    names: frozenset[str] = field(default=frozenset())
+    groups: dict[str, Any] = field(default_factory=dict)
+    """Parameters that stand for several options, and their defaults."""
+
+    @property
+    def parameters(self) -> list[inspect.Parameter]:
+        """As typer understands them."""
+        return [parameter(each) for each in self.options.values()]
+
+    def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The function's keywords, from a value for each option."""
+        made = {name: values[name] for name, each in self.options.items() if each.group is None}
+        for group, default in self.groups.items():
+            own = {name: values[name] for name, each in self.options.items() if each.group == group}
+            made[group] = dataclasses.replace(default, **own)
+        return made
 
 
 def describe(function: Callable[..., Any], given: Collection[str], known_help: Mapping[str, str]) -> Described:
     """Takes a port's function apart. `given` are names the command fills in; `known_help` is help for usual names."""
-    summary, texts = split_docstring(inspect.getdoc(function) or "")
-    help_of = {**known_help, **texts}
     parameters = inspect.signature(function).parameters
-    own = [p for name, p in parameters.items() if name != MODEL and name not in given]
+    summary, found = options(function, {MODEL, *given}, known_help)
     model = parameters.get(MODEL)
     return Described(
         summary,
-        [_typer_parameter(p, function, help_of.get(p.name, "")) for p in own],
+        {each.name: each for each in found},
         frozenset(name for name in parameters if name in given),
         model is not None,
-        model is not None and model.default is inspect.Parameter.empty,
-        frozenset(p.name for p in own),
+        model is not None and model.default is REQUIRED,
+        {each.group: parameters[each.group].default for each in found if each.group is not None},
     )
 
 
@@ -55,6 +69,28 @@ def option(name: str, kind: Any, default: Any, *declarations: str, help: str, **
     declarations = declarations or (_flag(name),)
     info = typer.Option(default, *declarations, help=help, **settings)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=kind)
+
+
+def under(heading: str, *parameters: inspect.Parameter) -> list[inspect.Parameter]:
+    """Options that `option` made, with their help under this heading."""
+    for each in parameters:
+        each.default.rich_help_panel = heading
+    return list(parameters)
+
+
+class Grouped(typer.core.TyperCommand):
+    """A command whose help shows options under the headings they name (`rich_help_panel`), the others under Options."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for each in self.get_params(ctx):
+            record = each.get_help_record(ctx)
+            if record is not None:
+                usual = "Arguments" if each.param_type_name == "argument" else "Options"
+                sections.setdefault(getattr(each, "rich_help_panel", None) or usual, []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
 
 
 def command(
@@ -68,41 +104,22 @@ def command(
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in parameters}
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command(name, help=help, **settings)(call)
+    app.command(name, cls=Grouped, help=help, **settings)(call)
     made = typer.main.get_command(app)
     assert isinstance(made, typer.core.TyperCommand)
     return made
 
 
-def split_docstring(text: str) -> tuple[str, dict[str, str]]:
-    """(text without parameter lines, parameter -> its help)."""
-    prose: list[str] = []
-    parameters: dict[str, str] = {}
-    current = None
-    for line in text.splitlines():
-        if found := re.match(r"([a-z_][a-z0-9_]*): (.+)", line):
-            current = found[1]
-            parameters[current] = found[2].strip()
-        elif current is not None and line.startswith(" ") and line.strip():
-            parameters[current] += " " + line.strip()
-        else:
-            current = None
-            prose.append(line)
-    return "\n".join(prose).strip(), parameters
-
-
-def _typer_parameter(parameter: inspect.Parameter, function: Callable[..., Any], help: str) -> inspect.Parameter:
-    annotation = parameter.annotation
-    if isinstance(annotation, str):
-        # One by one: the other annotations may name types that the module imports for the type checker only.
-        annotation = eval(annotation, function.__globals__)
-    required = parameter.default is inspect.Parameter.empty
-    default = ... if required else parameter.default
-    if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-        shown = not required and default is not None and default is not False
-        return option(parameter.name, annotation, default, help=help, show_default=shown)
-    info = typer.Argument(default, help=help, show_default=not required and default is not None)
-    return inspect.Parameter(parameter.name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=annotation)
+def parameter(each: Option, panel: str | None = None, *, required: bool = True) -> inspect.Parameter:
+    """An option as typer understands it. Without `required`, one that must be given may come from elsewhere."""
+    needed = each.default is REQUIRED
+    default = (... if required else None) if needed else each.default
+    shown = not needed and default is not None and default is not False
+    kind = each.kind if required or not needed else each.kind | None
+    if not each.positional:
+        return option(each.name, kind, default, help=each.help, show_default=shown, rich_help_panel=panel)
+    info = typer.Argument(default, help=each.help, show_default=not needed and default is not None)
+    return inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=kind)
 
 
 def _flag(name: str) -> str:

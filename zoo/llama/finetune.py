@@ -20,11 +20,13 @@ from zoo.llama.model import Llama
 from zoo.nn import lora as adapters
 from zoo.nn import losses
 from zoo.nn.quantized import formats
-from zoo.train import AdamW, Learner, cosine, matrices_only
+from zoo.train import AdamW, Training, matrices_only
+from zoo.train.recipe import recipe
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Layers that LoRA goes around: all matrices of a block (Dettmers et al. 2023, section 4)."""
 HELD_OUT = 0.05
+TRAINING = Training(epochs=3, batch=4, out=Path("runs/llama"))
 
 
 @dataclass(frozen=True)
@@ -73,31 +75,16 @@ def perplexity(model: Llama, data: tuple[np.ndarray, ...], batch: int = 4) -> fl
     return math.exp(nats / tokens)
 
 
+@recipe
 def finetune(
-    model: Llama,
-    *,
-    data: Path,
-    epochs: int = 3,
-    batch: int = 4,
-    lr: float | None = None,
-    lora: int = 0,
-    context: int = 256,
-    accumulate: int = 1,
-    checkpoint: bool = False,
-    seed: int = 0,
-    out: Path = Path("runs/llama"),
-    resume: bool = False,
-    quiet: bool = False,
+    model: Llama, *, data: Path, context: int = 256, training: Training = TRAINING, quiet: bool = False
 ) -> Iterator[Trained]:
     """Train on your own text: .txt, or .jsonl with text, prompt and completion, or messages.
 
     data: a file, or a directory with train and valid files; without the latter, a twentieth is held out
     batch: rows of --context tokens per step
-    lr: highest learning rate, after a warm-up; it falls to a tenth over the run. Without it, 1e-4, or 1e-3 with --lora
-    lora: rank of an adapter, which is trained beside weights that stay; 0 trains the weights themselves
     context: tokens of a row
-    accumulate: batches per step, of which one at a time is in memory
-    checkpoint: activations of the layers are worked out again for the gradient, which takes less memory and more time
+    lr: highest learning rate; without it, 1e-4, or 1e-3 with --lora
     """
     from zoo import hub
     from zoo.hub import adapter
@@ -119,35 +106,27 @@ def finetune(
             raise ZooError("there is too little text", why, "Give more, a valid file, or a shorter --context.")
         train, unseen = tuple(part[:-held] for part in train), tuple(part[-held:] for part in train)
     base = None if model.source is None else model.source.shown
+    lora, out = training.lora, training.out
     if lora:
-        adapters.attach(model, lora, targets=TARGETS, seed=seed)
-    lr = (1e-3 if lora else 1e-4) if lr is None else lr
-    rows = Loader(train, batch, seed=seed)
-    steps = epochs * -(-len(rows) // accumulate)
-    model.recompute = checkpoint
+        adapters.attach(model, lora, targets=TARGETS, seed=training.seed)
+    training = training.at(1e-3 if lora else 1e-4)
+    model.recompute = training.checkpoint
     kept = formats(model)
     before = perplexity(model, unseen)
-    learner = Learner(
+    learner = training.learner(
         model,
-        rows,
+        training.loader(train),
         loss=loss,
         optimizer=AdamW(betas=(0.9, 0.95), weight_decay=matrices_only(0.0 if lora else 0.1)),
-        schedule=cosine(lr, steps, warmup=min(100, steps // 10), final=lr / 10),
-        validation=Loader(unseen, batch, shuffle=False),
-        clip=1.0,
-        accumulate=accumulate,
+        validation=Loader(unseen, training.batch, shuffle=False),
         counts=learned_tokens,
-        out=out,
-        seed=seed,
-        settings={"epochs": epochs, "lr": lr, "lora": lora, "context": context, **({"rounded": kept} if kept else {})},
+        settings={"context": context, **({"rounded": kept} if kept else {})},
         quiet=quiet,
     )
-    if resume:
-        learner.resume()
-    learner.fit(epochs)
+    training.fit(learner)
     trainable = sum(parameter.size for parameter in model.parameters().values())
     learned = int((train[1] != IGNORED).sum())
-    done = Trained(out, epochs, learner.step, learned, before, perplexity(model, unseen), trainable)
+    done = Trained(out, len(learner.history), learner.step, learned, before, perplexity(model, unseen), trainable)
     if lora:
         adapter.save(model, out, base or "")
     else:

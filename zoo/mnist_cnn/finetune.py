@@ -18,12 +18,17 @@ from zoo.mnist_cnn.augment import augment, to_float
 from zoo.mnist_cnn.config import MnistConfig
 from zoo.mnist_cnn.model import MnistCNN
 from zoo.nn import losses
-from zoo.train import AdamW, Learner, matrices_only, one_cycle
+from zoo.train import AdamW, Training, matrices_only
+from zoo.train.recipe import recipe
 
 # What is trained when no weights are given, and what ships: the older published shape, a third of the newer one's size
 # and four times as fast to train (docs/decisions.md).
 NEW = MnistConfig(channels=(20, 50), kernel_size=5, hidden_size=500, pool_after_conv1=True)
 VALIDATION_BATCH = 500
+TRAINING = Training(
+    epochs=12, batch=64, lr=2e-3, schedule="one_cycle", clip=0.0, ema=0.999, out=Path("runs/mnist_cnn"),
+    without=("lora", "checkpoint"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,16 +90,12 @@ def _place(model: Any, array: np.ndarray) -> Tensor:
     return Tensor(model.device.from_host(array), model.device)
 
 
+@recipe
 def finetune(
     model: MnistCNN | None = None,
     *,
     data: Path | None = None,
-    epochs: int = 12,
-    batch: int = 64,
-    lr: float = 2e-3,
-    seed: int = 0,
-    out: Path = Path("runs/mnist_cnn"),
-    resume: bool = False,
+    training: Training = TRAINING,
     device: Any = None,
     quiet: bool = False,
     progress: Any = None,
@@ -103,39 +104,27 @@ def finetune(
 
     data: directory with the IDX files (train-images-idx3-ubyte and train-labels-idx1-ubyte, plain or .gz);
         without it, MNIST is fetched. The last sixth is held out to validate
-    lr: highest learning rate; it rises to there and falls to nothing over the run (one cycle)
     """
     if data is None:
         data = mnist_data.cached()
         mnist_data.fetch(data, progress=progress)
     mnist = mnist_data.load(data)
     if model is None:
-        model = MnistCNN(NEW).init(Generator(seed), device)
-    train = Loader((mnist.train.images, mnist.train.labels), batch, seed=seed, transform=augment)
+        model = MnistCNN(NEW).init(Generator(training.seed), device)
+    train = training.loader((mnist.train.images, mnist.train.labels), transform=augment)
     validation = Loader(
         (mnist.validation.images, mnist.validation.labels), VALIDATION_BATCH, shuffle=False, transform=to_float
     )
-    learner = Learner(
-        model,
-        train,
-        loss=loss,
-        optimizer=AdamW(weight_decay=matrices_only(0.05)),
-        schedule=one_cycle(lr, epochs * len(train)),
-        validation=validation,
-        metrics=metrics,
-        ema=0.999,
-        out=out,
-        seed=seed,
-        settings={"epochs": epochs, "batch": batch, "lr": lr},
-        quiet=quiet,
+    optimizer = AdamW(weight_decay=matrices_only(0.05))
+    learner = training.learner(
+        model, train, loss=loss, optimizer=optimizer, validation=validation, metrics=metrics, quiet=quiet
     )
-    if resume:
-        learner.resume()
-    learner.fit(epochs)
+    training.fit(learner)
     best = accuracy(model, mnist.validation)
     test = None if mnist.test is None else accuracy(model, mnist.test)
-    done = Trained(out, epochs, learner.step, len(mnist.train), best, len(mnist.validation), test)
-    save(model, done, seed)
+    epochs = len(learner.history)
+    done = Trained(training.out, epochs, learner.step, len(mnist.train), best, len(mnist.validation), test)
+    save(model, done, training.seed)
     yield done
 
 

@@ -16,14 +16,18 @@ from zoo.core.errors import DataError
 from zoo.core.random import Generator
 from zoo.core.tensor import Tensor
 from zoo.data.folder import Labelled, Pictures, read_split
-from zoo.data.loader import Loader
 from zoo.nn import Linear, Sequential, global_avg_pool, losses
 from zoo.resnet import labels, preprocess
 from zoo.resnet.augment import Augment
 from zoo.resnet.evaluate import ranks, share, validation
 from zoo.resnet.model import ResNet
-from zoo.train import AdamW, Learner, matrices_only, one_cycle
-from zoo.train.optim import Optimizer
+from zoo.train import AdamW, Learner, Optimizer, Training, matrices_only
+from zoo.train.recipe import recipe
+
+TRAINING = Training(
+    epochs=10, batch=32, lr=1e-3, schedule="one_cycle", clip=0.0, ema=0.999, out=Path("runs/resnet"),
+    without=("lora", "checkpoint"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,29 +52,24 @@ class Trained:
         return f"{self.out}: {self.top1:.2%} on {self.unseen:,} unseen pictures of {len(self.classes)} classes"
 
 
+@recipe
 def finetune(
     model: ResNet,
     *,
     data: Path,
-    epochs: int = 10,
-    batch: int = 32,
-    lr: float = 1e-3,
     freeze: int = 0,
     no_flip: bool = False,
     no_crop: bool = False,
     colour: float = 0.1,
     mixup: float = 0.0,
     smoothing: float = 0.1,
-    seed: int = 0,
-    out: Path = Path("runs/resnet"),
-    resume: bool = False,
+    training: Training = TRAINING,
     quiet: bool = False,
 ) -> Iterator[Trained]:
     """Train a network on your own pictures: it keeps what it knows of pictures, and gets a head for your classes.
 
     data: a directory with one folder of pictures per class, or with such directories train and val; of the first
         kind, every tenth picture of a class is held out to validate
-    lr: highest learning rate; it rises to there and falls to nothing over the run (one cycle)
     freeze: keep the stem and so many stages as they are: 0 trains everything, 4 (of 4) the head only
     no_flip: do not mirror pictures (where left and right differ, as in text)
     no_crop: always show the middle of a picture
@@ -82,23 +81,23 @@ def finetune(
     if len(train.classes) < 2:
         why = f"{data} holds the class {train.classes[0]} only"
         raise DataError("there is nothing to tell apart", why, "Give two folders of pictures, or more.")
-    model, head = with_head(model.astype("float32"), train.classes, seed)
+    model, head = with_head(model.astype("float32"), train.classes, training.seed)
     kept = frozen(model, freeze)
     if not quiet:
         print(f"{head}{kept}", file=sys.stderr)
     seen = preprocess.of(model)
     learner = make_learner(
-        model, train, held_out, augment=Augment(seen, not no_flip, not no_crop, colour, mixup), epochs=epochs,
-        batch=batch, lr=lr, optimizer=AdamW(weight_decay=matrices_only(0.05)), smoothing=smoothing, seed=seed, out=out,
+        model, train, held_out, training, augment=Augment(seen, not no_flip, not no_crop, colour, mixup),
+        optimizer=AdamW(weight_decay=matrices_only(0.05)), smoothing=smoothing,
         settings={"freeze": freeze, "classes": list(train.classes)}, quiet=quiet,
     )  # fmt: skip
-    if resume:
-        learner.resume()
-    learner.fit(epochs)
+    training.fit(learner)
     rank = ranks(model, held_out)
     top1, top5 = share(rank, 1), share(rank, 5)
-    done = Trained(out, epochs, learner.step, train.classes, len(train), len(held_out), top1, top5, head)
-    save(model, done, seed)
+    done = Trained(
+        training.out, len(learner.history), learner.step, train.classes, len(train), len(held_out), top1, top5, head
+    )
+    save(model, done, training.seed)
     yield done
 
 
@@ -143,15 +142,15 @@ def frozen(model: ResNet, stages: int) -> str:
 
 
 def make_learner(
-    model: ResNet, train: Labelled, held_out: Labelled, *, augment: Augment, epochs: int, batch: int, lr: float,
-    optimizer: Optimizer, smoothing: float, seed: int, out: Path, settings: dict[str, Any], quiet: bool = False,
-    ema: float = 0.999, rise: float = 0.3,
+    model: ResNet, train: Labelled, held_out: Labelled, training: Training, *, augment: Augment, optimizer: Optimizer,
+    smoothing: float, settings: dict[str, Any], quiet: bool = False,
 ) -> Learner:  # fmt: skip
-    """Training by one cycle of the learning rate, with averaged weights."""
+    """Training on pictures of these classes, changed as `augment` does."""
     seen = augment.preprocessing
     pictures = Pictures(train, seen.square if augment.crop else seen.pixels, seen.least)
-    loader = Loader(pictures, batch, seed=seed, transform=augment, drop_last=len(train) >= batch)
-    settings = {**settings, "epochs": epochs, "batch": batch, "lr": lr, "smoothing": smoothing, "rows": len(train),
+    whole = len(train) >= training.batch  # running statistics of a batch of one or two rows would be noise
+    loader = training.loader(pictures, transform=augment, drop_last=whole)
+    settings = {**settings, "smoothing": smoothing,
                 "augment": [augment.flip, augment.crop, augment.colour, augment.mixup]}  # fmt: skip
 
     def loss(model: Any, batch: Any) -> Tensor:
@@ -162,10 +161,9 @@ def make_learner(
             return plain
         return plain * part + losses.cross_entropy(logits, others, label_smoothing=smoothing) * (1.0 - part)
 
-    return Learner(
-        model, loader, loss=loss, optimizer=optimizer, schedule=one_cycle(lr, epochs * len(loader), rise),
-        validation=validation(held_out, seen), metrics=metrics, ema=ema, out=out, seed=seed, settings=settings,
-        quiet=quiet,
+    return training.learner(
+        model, loader, loss=loss, optimizer=optimizer, validation=validation(held_out, seen), metrics=metrics,
+        settings=settings, quiet=quiet,
     )  # fmt: skip
 
 

@@ -17,7 +17,6 @@ import numpy as np
 from zoo.core.errors import DataError, ZooError
 from zoo.core.random import Generator
 from zoo.core.tensor import Tensor
-from zoo.data.loader import Loader
 from zoo.nn import lora as adapters
 from zoo.stable_diffusion import captioned, pipeline
 from zoo.stable_diffusion.noising import Noising, squared_error
@@ -26,11 +25,15 @@ from zoo.stable_diffusion.prompt import tell
 from zoo.stable_diffusion.schedulers import from_config
 from zoo.stable_diffusion.tokenizer import Tokenizer
 from zoo.stable_diffusion.unet import Added
-from zoo.train import AdamW, Learner, constant
+from zoo.train import AdamW, Training
+from zoo.train.recipe import recipe
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out")
 """Layers that LoRA goes around: those of every attention, as diffusers' training scripts have it."""
 PRIOR_STEPS, PRIOR_GUIDANCE = 50, 7.5
+TRAINING = Training(
+    epochs=10, batch=1, schedule="constant", warmup=0, out=Path("runs/stable_diffusion"), without=("checkpoint",)
+)
 
 
 @dataclass(frozen=True)
@@ -98,28 +101,21 @@ class Batches:
         return noisy, times, target, weights, *told
 
 
+@recipe
 def finetune(
     model: Any,
     *,
     data: Path,
     prompt: str | None = None,
-    epochs: int = 10,
-    batch: int = 1,
-    lr: float | None = None,
-    lora: int = 0,
     size: int | None = None,
     mirror: bool = False,
     drop: float = 0.0,
     min_snr: float = 0.0,
-    ema: float = 0.0,
     prior: str | None = None,
     prior_data: Path | None = None,
     prior_count: int = 100,
     prior_weight: float = 1.0,
-    accumulate: int = 1,
-    seed: int = 0,
-    out: Path = Path("runs/stable_diffusion"),
-    resume: bool = False,
+    training: Training = TRAINING,
     quiet: bool = False,
 ) -> Iterator[Trained]:
     """Train on your own pictures and their captions.
@@ -127,7 +123,7 @@ def finetune(
     data: a directory of pictures with a .txt beside each, or a metadata.jsonl of file_name and text
     prompt: of pictures without a caption ("a photo of sks dog")
     batch: pictures per step
-    lr: learning rate; without it 1e-5, or 1e-4 with --lora
+    lr: highest learning rate; without it, 1e-5, or 1e-4 with --lora
     lora: rank of an adapter, which is trained beside weights that stay; 0 trains the whole U-Net
     size: side of the squares that pictures are cut to; without it, what the model was trained on
     mirror: show each picture mirrored too
@@ -139,20 +135,19 @@ def finetune(
     prior_data: pictures for --prior; without it, the model draws them first
     prior_count: how many it draws
     prior_weight: of their loss
-    accumulate: batches per step, of which one at a time is in memory
     """
     from zoo import hub
     from zoo.hub import adapter
 
-    if lora < 0 or not 0 <= drop < 1 or not 0 <= ema < 1 or prior_count < 1:
-        why = "--lora is a rank, --drop and --ema lie in 0 to 1, --prior-count is at least 1"
+    if not 0 <= drop < 1 or prior_count < 1:
+        why = "--drop lies in 0 to 1, --prior-count is at least 1"
         raise ZooError("cannot train like that", why, "Correct them.")
     if model.unet.config.in_channels != model.vae.config.latent_channels:
         why = "its unet fills holes in pictures, which needs masks"
         raise ZooError("these weights cannot be tuned here", why, "Start from a text-to-image checkpoint.")
     width, _ = pipeline.checked_size(model, size, size)
     pairs = captioned.read(data, prompt)
-    others = _prior(model, prior, prior_data, prior_count, width, seed, out, quiet)
+    others = _prior(model, prior, prior_data, prior_count, width, training.seed, training.out, quiet)
     captions = list(dict.fromkeys(["", *(caption for _, caption in [*pairs, *others])]))
     texts = _texts(model, captions)
     sizes = None
@@ -166,36 +161,30 @@ def finetune(
         scheduler.alphas_cumprod, scheduler.config.prediction_type, model.vae.config.scaling_factor,
         empty=np.zeros(1, np.int32), drop=drop, min_snr=min_snr,
     )  # fmt: skip
+    lora, out = training.lora, training.out
     unet = model.unet if lora else model.unet.astype("float32")
     if lora:
-        adapters.attach(unet, lora, alpha=lora, targets=TARGETS, seed=seed)
-    lr = (1e-4 if lora else 1e-5) if lr is None else lr
+        adapters.attach(unet, lora, alpha=lora, targets=TARGETS, seed=training.seed)
+    training = training.at(1e-4 if lora else 1e-5)
     transform = Batches(noising, texts, sizes, prior_weight if others else None)
-    learner = Learner(
+    learner = training.learner(
         unet,
-        Loader(rows, batch, seed=seed, transform=transform),
+        training.loader(rows, transform=transform),
         loss=loss,
         optimizer=AdamW(weight_decay=0.01),
-        schedule=constant(lr),
-        clip=1.0,
-        ema=ema or None,
-        accumulate=accumulate,
-        out=out,
-        seed=seed,
-        settings={"epochs": epochs, "lr": lr, "lora": lora, "size": width, "drop": drop, "min_snr": min_snr,
-                  "prior": [prior, prior_weight, len(others)], "captions": captions},
+        settings={"size": width, "drop": drop, "min_snr": min_snr, "prior": [prior, prior_weight, len(others)],
+                  "captions": captions},
         quiet=quiet,
     )  # fmt: skip
-    if resume:
-        learner.resume()
-    model.unet = learner.fit(epochs)
+    model.unet = training.fit(learner)
     trainable = sum(parameter.size for parameter in unet.parameters().values())
-    first, last = learner.history[0].loss, learner.history[-1].loss
+    epochs, last = len(learner.history), learner.mean_loss
+    first = learner.history[0].loss if learner.history else last
     base = None if model.source is None else model.source.shown
     if lora:
         adapter.save(model, out, base or "")
     else:
-        card = {"summary": f"tuned on {len(pairs)} pictures", "base": base, "epochs": epochs, "seed": seed}
+        card = {"summary": f"tuned on {len(pairs)} pictures", "base": base, "epochs": epochs, "seed": training.seed}
         hub.save(model, out, port="stable_diffusion", card=card)
     yield Trained(out, len(pairs), epochs, learner.step, first, last, trainable)
 

@@ -26,11 +26,12 @@ from zoo.train.directory import RunDirectory
 from zoo.train.gradients import clip_global_norm, global_norm, gradients
 from zoo.train.learner import Learner
 from zoo.train.optim import SGD, Adam, AdamW, Optimizer, RMSprop, matrices_only
+from zoo.train.recipe import Training
 from zoo.train.schedule import constant, cosine, linear, one_cycle, step_decay
 from zoo.train.watch import Epoch, Run, Step, Watcher
 
 __all__ = [
     "SGD", "Adam", "AdamW", "Average", "Epoch", "Learner", "Loader", "Optimizer", "RMSprop", "Run", "RunDirectory",
-    "Step", "Watcher", "clip_global_norm", "constant", "cosine", "global_norm", "gradients", "linear", "matrices_only",
-    "one_cycle", "schedule", "step_decay", "stream",
+    "Step", "Training", "Watcher", "clip_global_norm", "constant", "cosine", "global_norm", "gradients", "linear",
+    "matrices_only", "one_cycle", "schedule", "step_decay", "stream",
 ]  # fmt: skip

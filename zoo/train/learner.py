@@ -118,6 +118,12 @@ class Learner:
         self._resumed, self._saved = False, (-1, -1)
         self._losses = [0.0, 0]  # sum and count of this epoch
 
+    @property
+    def mean_loss(self) -> float:
+        """Of the epoch's steps so far; of the epoch before at the start of one."""
+        total, steps = self._losses
+        return total / steps if steps else self.history[-1].loss if self.history else math.nan
+
     # the run
 
     def fit(self, epochs: int | None = None, *, steps: int | None = None) -> Module:

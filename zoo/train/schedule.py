@@ -52,7 +52,7 @@ def one_cycle(peak: float, steps: int, rise: float = 0.3, start: float = 25.0, e
 
     def at(step: int) -> float:
         if step <= top:
-            a, b, share = first, peak, step / top
+            a, b, share = first, peak, step / top if top > 0 else 1.0
         else:
             a, b, share = peak, last, min((step - top) / max(steps - 1 - top, 1e-9), 1.0)
         return b + (a - b) * 0.5 * (1 + math.cos(math.pi * share))

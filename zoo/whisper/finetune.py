@@ -14,7 +14,8 @@ from zoo.data.loader import Loader, stream
 from zoo.nn import lora as adapters
 from zoo.nn import losses
 from zoo.nn.quantized import formats
-from zoo.train import AdamW, Learner, cosine, matrices_only
+from zoo.train import AdamW, Training, matrices_only
+from zoo.train.recipe import recipe
 from zoo.whisper.augment import SpecAugment
 from zoo.whisper.data import IGNORED, ByLength, Clip, Clips, Masking, files, read
 from zoo.whisper.model import Whisper
@@ -24,6 +25,7 @@ from zoo.whisper.tokenizer import Tokenizer
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 """Layers that LoRA goes around: all matrices of a block (Dettmers et al. 2023, section 4)."""
 HELD_OUT = 0.1
+TRAINING = Training(epochs=3, batch=8, out=Path("runs/whisper"))
 
 
 @dataclass(frozen=True)
@@ -75,41 +77,31 @@ def nats_per_token(model: Whisper, clips: Clips, batch: int = 4) -> float:
     return nats / tokens
 
 
+@recipe
 def finetune(
     model: Whisper,
     *,
     data: Path,
-    epochs: int = 3,
-    batch: int = 8,
-    lr: float | None = None,
-    lora: int = 0,
     language: str = "en",
     task: Literal["transcribe", "translate"] = "transcribe",
     mask_time_prob: float = 0.05,
     mask_time_length: int = 10,
     mask_feature_prob: float = 0.0,
     mask_feature_length: int = 10,
-    accumulate: int = 1,
-    checkpoint: bool = False,
-    seed: int = 0,
-    out: Path = Path("runs/whisper"),
-    resume: bool = False,
+    training: Training = TRAINING,
     quiet: bool = False,
 ) -> Iterator[Trained]:
     """Train on your own recordings: a manifest of rows {"audio": FILE, "text": ...} (zoo/whisper/data.py).
 
     data: a .jsonl file, or a directory with train.jsonl and valid.jsonl; without the latter, a tenth is held out
     batch: clips per step, of about the same length
-    lr: highest learning rate, after a warm-up; it falls to a tenth over the run. Without it, 1e-5, or 1e-3 with --lora
-    lora: rank of an adapter, which is trained beside weights that stay; 0 trains the weights themselves
+    lr: highest learning rate; without it, 1e-5, or 1e-3 with --lora
     language: of rows that do not say theirs: a code or a name
     task: what the texts are of what is said: the same language, or English
     mask_time_prob: share of the sound that is masked, in stretches (SpecAugment); 0 masks nothing
     mask_time_length: frames of such a stretch, of 10 ms
     mask_feature_prob: share of the mel bands that is masked
     mask_feature_length: bands of such a mask
-    accumulate: batches per step, of which one at a time is in memory
-    checkpoint: activations of the layers are worked out again for the gradient, which takes less memory and more time
     """
     from zoo import hub
     from zoo.hub import adapter
@@ -118,44 +110,36 @@ def finetune(
     tokenizer, language = Tokenizer.of(model), language_code(language) or ""
     train = read(train_file, tokenizer, model.config, language=language, task=task)
     if valid_file is None:
-        train, held = split(train, seed)
+        train, held = split(train, training.seed)
     else:
         held = read(valid_file, tokenizer, model.config, language=language, task=task)
     rows, unseen = Clips(train, model.config, tokenizer.eot), Clips(held, model.config, tokenizer.eot)
     augment = SpecAugment(mask_time_prob, mask_time_length, mask_feature_prob, mask_feature_length)
     base = None if model.source is None else model.source.shown
     model.model.encoder.embed_positions.freeze()  # sinusoids, as published: transformers trains them neither
+    lora, out, batch = training.lora, training.out, training.batch
     if lora:
-        adapters.attach(model, lora, targets=TARGETS, seed=seed)
-    lr = (1e-3 if lora else 1e-5) if lr is None else lr
-    loader = ByLength(rows, batch, seed=seed, transform=Masking(augment))
-    steps = epochs * -(-len(loader) // accumulate)
-    model.recompute = checkpoint
+        adapters.attach(model, lora, targets=TARGETS, seed=training.seed)
+    training = training.at(1e-3 if lora else 1e-5)
+    model.recompute = training.checkpoint
     kept = formats(model)
     before = nats_per_token(model, unseen, batch)
-    settings = {"epochs": epochs, "lr": lr, "lora": lora, "language": language, "task": task,
+    settings = {"language": language, "task": task,
                 "masks": [mask_time_prob, mask_time_length, mask_feature_prob, mask_feature_length]}  # fmt: skip
-    learner = Learner(
+    learner = training.learner(
         model,
-        loader,
+        training.loader(rows, ByLength, transform=Masking(augment)),
         loss=loss,
         optimizer=AdamW(betas=(0.9, 0.98), weight_decay=matrices_only(0.0 if lora else 0.01)),
-        schedule=cosine(lr, steps, warmup=min(100, steps // 10), final=lr / 10),
         validation=Loader(unseen, batch, shuffle=False),
-        clip=1.0,
-        accumulate=accumulate,
         counts=learned_tokens,
-        out=out,
-        seed=seed,
         settings={**settings, **({"rounded": kept} if kept else {})},
         quiet=quiet,
     )
-    if resume:
-        learner.resume()
-    learner.fit(epochs)
+    training.fit(learner)
     done = Trained(
-        out, epochs, learner.step, len(train), len(held), round(sum(clip.seconds for clip in train), 2), before,
-        nats_per_token(model, unseen, batch), sum(p.size for p in model.parameters().values()),
+        out, len(learner.history), learner.step, len(train), len(held), round(sum(clip.seconds for clip in train), 2),
+        before, nats_per_token(model, unseen, batch), sum(p.size for p in model.parameters().values()),
     )  # fmt: skip
     if lora:
         adapter.save(model, out, base or "", task_type=None)

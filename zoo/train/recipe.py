@@ -1,0 +1,169 @@
+"""What can be said about any training, and what becomes of it: the options that every port's `finetune` has.
+
+    TRAINING = Training(epochs=3, batch=4, lr=1e-4, out=Path("runs/mine"))      the port's defaults
+
+    @recipe
+    def finetune(model, *, data: Path, context: int = 256, training: Training = TRAINING, quiet: bool = False):
+        rows = training.loader(...)
+        learner = training.learner(model, rows, loss=loss, optimizer=AdamW(), quiet=quiet)
+        model = training.fit(learner)
+
+A caller gives them as they are, `finetune(model, data=d, epochs=5, lr=1e-3)`, or whole: `training=Training(...)`; the
+command line makes a flag of each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from zoo.core.errors import ZooError
+from zoo.data.loader import Loader
+from zoo.nn import Module
+from zoo.train import schedule as schedules
+from zoo.train.learner import Learner, Loss, Metrics
+from zoo.train.optim import Optimizer
+
+Result = TypeVar("Result")
+FREE = {"free": True}
+"""Of options that may change when a run is resumed: they change no bit of what it gives."""
+FINAL = 10
+"""What cosine and linear divide the highest rate by in the end (Brown et al. 2020)."""
+RISE = 0.3
+"""Share of the steps in which one_cycle rises (Smith & Topin 2018)."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model is trained.
+
+    epochs: passes over the data
+    steps: end after so many steps, whatever --epochs says
+    batch: examples per step
+    lr: highest learning rate
+    schedule: of the learning rate after its rise: cosine and linear fall to a tenth, one_cycle to nothing
+    warmup: steps in which the rate rises; below 1, a share of all steps. Without it, a tenth, at most 100 (one_cycle:
+        three tenths)
+    clip: largest norm of all gradients together; larger ones are scaled down to it. 0 does not
+    ema: decay of a moving average of the weights, which is then what is kept; 0.999 is usual, 0 does not
+    accumulate: batches per step, of which one at a time is in memory
+    checkpoint: activations of the layers are worked out again for the gradient, which takes less memory and more time
+    lora: rank of an adapter, which is trained beside weights that stay; 0 trains the weights themselves
+    seed: the same seed on the same device gives the same weights
+    out: directory for the weights, their config and the log
+    resume: go on from where an earlier run into --out stopped
+    keep: how many checkpoints to go on from are kept, the newest
+    save_every: steps (500) or time (90s, 10min, 2h) between checkpoints; there is one after each epoch too
+    log_every: steps between two lines of the log
+    """
+
+    epochs: int = 3
+    steps: int | None = None
+    batch: int = 8
+    lr: float | None = None
+    schedule: Literal["cosine", "linear", "one_cycle", "constant"] = "cosine"
+    warmup: float | None = None
+    clip: float = 1.0
+    ema: float = 0.0
+    accumulate: int = 1
+    checkpoint: bool = field(default=False, metadata=FREE)
+    lora: int = 0
+    seed: int = 0
+    out: Path = field(default=Path("runs/run"), metadata=FREE)
+    resume: bool = field(default=False, metadata=FREE)
+    keep: int = field(default=2, metadata=FREE)
+    save_every: str = field(default="10min", metadata=FREE)
+    log_every: int = field(default=10, metadata=FREE)
+    without: tuple[str, ...] = field(default=(), metadata=FREE)
+    """Options that a port does not have."""
+
+    def __post_init__(self) -> None:
+        least = {"epochs": 1, "steps": 1, "batch": 1, "lr": 0, "warmup": 0, "clip": 0, "accumulate": 1, "lora": 0,
+                 "keep": 1, "log_every": 1}  # fmt: skip
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and not value >= bound:
+                raise ZooError(f"{name} cannot be {value}", "", f"It is {bound} at least.")
+        if not 0 <= self.ema < 1:
+            raise ZooError(f"ema cannot be {self.ema}", "it is the share of an average that stays", "It is below 1.")
+        for name in self.without:
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise ZooError(f"{name} cannot be chosen", "this model trains without it", "Leave it out.")
+
+    def at(self, lr: float) -> Training:
+        """With this learning rate, where none was given."""
+        return self if self.lr is not None else dataclasses.replace(self, lr=lr)
+
+    def loader(self, data: Any, kind: type[Loader] = Loader, **settings: Any) -> Loader:
+        """The batches of data that are trained on. `settings`: those of the kind of Loader that are the port's own."""
+        return kind(data, self.batch, seed=self.seed, **settings)
+
+    def total(self, rows: Loader) -> int:
+        """Steps of the whole run."""
+        return self.epochs * -(-len(rows) // self.accumulate) if self.steps is None else self.steps
+
+    def rates(self, total: int) -> schedules.Schedule:
+        """The learning rate of each of so many steps."""
+        if self.lr is None:
+            raise ValueError("there is no learning rate: Training(lr=...), or training.at(...)")
+        if self.schedule == "one_cycle":
+            rise = RISE if self.warmup is None else self.warmup if self.warmup < 1 else self.warmup / total
+            return schedules.one_cycle(self.lr, total, rise)
+        warmup = min(100, total // 10) if self.warmup is None else self.warmup
+        steps = int(warmup * total if warmup < 1 else warmup)
+        if self.schedule == "constant":
+            return schedules.constant(self.lr, steps)
+        shape = schedules.cosine if self.schedule == "cosine" else schedules.linear
+        return shape(self.lr, total, steps, final=self.lr / FINAL)
+
+    def learner(
+        self,
+        model: Module,
+        rows: Loader,
+        *,
+        loss: Loss,
+        optimizer: Optimizer,
+        validation: Loader | None = None,
+        metrics: Metrics | None = None,
+        counts: Callable[[Any], float] | None = None,
+        unit: str = "examples",
+        export: Callable[[Any, Path], Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        quiet: bool = False,
+    ) -> Learner:
+        """The Learner that trains like this. `settings`: what the port adds to what must be the same on a resume."""
+        return Learner(
+            model, rows, loss=loss, optimizer=optimizer, schedule=self.rates(self.total(rows)), validation=validation,
+            metrics=metrics, clip=self.clip or None, ema=self.ema or None, accumulate=self.accumulate, counts=counts,
+            unit=unit, out=self.out, keep=self.keep, save_every=self.save_every, export=export, seed=self.seed,
+            settings={**self.settings(), **(settings or {})}, log_every=self.log_every, quiet=quiet,
+        )  # fmt: skip
+
+    def settings(self) -> dict[str, Any]:
+        """What must be the same when a run is resumed, by name."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.metadata.get("free")}
+
+    def fit(self, learner: Learner) -> Module:
+        """Runs it, from where it stopped if that is asked for. -> the model, in evaluation mode."""
+        if self.resume:
+            learner.resume()
+        return learner.fit(self.epochs) if self.steps is None else learner.fit(steps=self.steps)
+
+
+def recipe(function: Callable[..., Result]) -> Callable[..., Result]:
+    """A port's `finetune` that takes the fields of its `training` by their names too."""
+    signature = inspect.signature(function)
+    default = signature.parameters["training"].default
+    names = {f.name for f in dataclasses.fields(default)} - set(signature.parameters)
+
+    @functools.wraps(function)
+    def call(*models: Any, training: Training = default, **options: Any) -> Result:
+        changed = {name: options.pop(name) for name in names & set(options)}
+        return function(*models, training=dataclasses.replace(training, **changed), **options)
+
+    return call
