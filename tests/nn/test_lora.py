@@ -183,7 +183,7 @@ def test_dora_changes_nothing_at_first(kind):
 
 def test_packed_weights_give_what_plain_ones_do():
     """On the device that packs them, as `zoo run` does."""
-    if "cpu" not in device_names()[0]:
+    if not any(name.startswith("cpu") for name in device_names()[0]):
         pytest.skip("the native kernels are not built")
     for kind, (make, shape) in BASES.items():
         model = One(make().to(zoo.device("cpu")).init(0, "cpu"))

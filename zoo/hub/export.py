@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import secrets
 import shutil
@@ -71,7 +72,9 @@ def export(
             raise WeightsError(f"cannot export {base.shown}", why, "Export the weights that it was made from.")
         source: _Stored | _Merged
         if merge:
-            source, table = _Merged(load(ref, device="numpy")), known.port.table(known.config)
+            model = load(ref, device="numpy")
+            known = dataclasses.replace(known, config=model.config)
+            source, table = _Merged(model), known.port.table(known.config)
         else:
             source, table = _Stored(tensors), known.port.table(known.config) if known.table is IDENTITY else IDENTITY
         plan = table.export(source.infos, known.config).check(base.shown, known.port.name)
@@ -109,6 +112,8 @@ def export(
                     target = made / path.relative_to(path.parent if base.directory is None else base.directory)
                     target.parent.mkdir(exist_ok=True)
                     shutil.copyfile(path, target)
+                if merge and checkpoint.directory and (own := checkpoint.directory / refs.CONFIG_FILE).is_file():
+                    shutil.copyfile(own, made / refs.CONFIG_FILE)  # of modules that were trained whole
             for name, document in documents.items():
                 if not (made / name).exists():
                     write_json(made / name, document)

@@ -67,6 +67,7 @@ def load(
     checkpoint = refs.resolve(ref)
     if checkpoint.is_adapter and checkpoint.directory is not None:
         model = load(adapter.base_of(checkpoint.directory), port=port, device=place, dtype=dtype)
+        model.source = dataclasses.replace(model.source, name=checkpoint.shown)  # tokenizer and labels are the base's
         return adapter.attach(model, checkpoint.directory, port=port).eval()
     with read(checkpoint.file) as tensors:
         known = identify(checkpoint, tensors, port)
