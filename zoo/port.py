@@ -56,6 +56,10 @@ class Port:
     documents: Callable[[Any], dict[str, dict[str, Any]]] | None = None
     """`documents(config)`: the JSON files, by path, of a checkpoint that is published in several folders
     (zoo/hub/components.py); {} where this one is not."""
+    model_types: tuple[str, ...] = ()
+    """What config.json calls it (`model_type`), beside its own name."""
+    example: Callable[[Any], tuple[Any, ...]] | None = None
+    """`example(config)`: arrays that the model can be called with, in our layout; for parity and `zoo compare`."""
     memory: Callable[[Any, int], dict[str, int]] | None = None
     """`memory(config, tokens)`: what it takes beside its weights for a text so long, by name, in bytes."""
     checkpoints: tuple[str, ...] = ()

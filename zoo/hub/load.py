@@ -150,7 +150,7 @@ def identify(checkpoint: refs.Checkpoint, tensors: TensorFile, port: Port | str 
     named = tensors.metadata.get("zoo.port") if ours else (published or {}).get("model_type")
     if wanted is None:
         wanted = _port_named(named) or _port_that_recognises(checkpoint, tensors)
-    elif named is not None and named != wanted.name and (ours or _port_named(named) is not None):
+    elif named not in (None, wanted.name, *wanted.model_types) and (ours or _port_named(named) is not None):
         raise WeightsError(
             f"cannot use {checkpoint.shown} with {wanted.name}",
             f"these are weights of {named}",
@@ -158,7 +158,7 @@ def identify(checkpoint: refs.Checkpoint, tensors: TensorFile, port: Port | str 
         )
     if ours and "zoo.config" in tensors.metadata and (published or {}).get("model_type") != wanted.name:
         published = _config_in(tensors)  # without a config.json, or beside a published one that says less
-    if published is not None and (ours or published.get("model_type") == wanted.name):
+    if published is not None and (ours or published.get("model_type") in (wanted.name, *wanted.model_types)):
         config = config_from_json(wanted, published, checkpoint.shown)
     else:
         config = _config_without_json(wanted, checkpoint, tensors)
@@ -177,6 +177,8 @@ def _port_that_recognises(checkpoint: refs.Checkpoint, tensors: TensorFile) -> P
             candidate = ports.get(name)
         except ZooError:
             continue  # a third party's port that cannot be imported must not stop the others
+        if (checkpoint.config() or {}).get("model_type") in candidate.model_types:
+            return candidate
         if _config_without_json(candidate, checkpoint, tensors) is not None:
             return candidate
     raise _not_recognised(checkpoint, tensors.infos, ports.names())
