@@ -138,6 +138,78 @@ def _rm(
     remove(ref, quiet)
 
 
+@app.command("new")
+@interruptible
+def _new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="of the port: a-z, 0-9, _", show_default=False)],
+    ref: Annotated[
+        str,
+        typer.Option(
+            "--from", metavar="REF", help="a checkpoint's directory or file, a config.json, or owner/name of the Hub"
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="where NAME/ is made; without it, the checkout's zoo/, else here", show_default=False
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Start a port: write its folder from the config and the tensors' names and shapes of a checkpoint."""
+    from zoo.cli.new import new
+
+    new(name, ref, out, as_json, quiet)
+
+
+@app.command("compare")
+@interruptible
+def _compare(
+    what: Annotated[
+        str, typer.Argument(metavar="NAME", help="a port, or the path of a port's folder", show_default=False)
+    ],
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="REF", help="a checkpoint, which ours and the reference both load", show_default=False),
+    ] = None,
+    activations: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="of the reference, stored: then no torch is needed", show_default=False),
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="keep the reference's activations: .npz", show_default=False)
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REF", help="with two devices: the weights; without it, those that ship", show_default=False
+        ),
+    ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="ours runs on it; twice: one against the other", show_default=False),
+    ] = None,
+    dtype: Annotated[
+        Literal["f32", "f16", "bf16", "int8", "int4"] | None, typer.Option(help="of our weights", show_default=False)
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="the largest difference, by the largest value; without it, what fits the dtype", show_default=False
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Run a port and its reference module by module: the first that differs, and why."""
+    from zoo.cli.compare import compare
+
+    compare(what, reference, activations, store, weights, device or [], dtype, tolerance, as_json, quiet)
+
+
 @app.command("bench")
 @interruptible
 def _bench(

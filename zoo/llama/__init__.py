@@ -5,6 +5,7 @@ from __future__ import annotations
 from zoo.llama.cache import memory
 from zoo.llama.config import LlamaConfig
 from zoo.llama.evaluate import evaluate
+from zoo.llama.example import example
 from zoo.llama.finetune import finetune
 from zoo.llama.model import Llama
 from zoo.llama.run import run
@@ -22,5 +23,6 @@ PORT = Port(
     finetune=finetune,
     evaluate=evaluate,
     checkpoints=("llama",),
+    example=example,
     bench="zoo.llama.bench",
 )

@@ -44,6 +44,22 @@ def model_of(family: str, device: str, seed: int = 0) -> Llama:
     return Llama(LlamaConfig(**{**SHAPE, **FAMILIES[family]})).init(seed, device)
 
 
+def load(directory: Path) -> Any:
+    """transformers' model with a checkpoint's weights, in float32: for `zoo compare`."""
+    import torch
+    import transformers
+
+    kind = transformers.LlamaForCausalLM
+    return kind.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def call(module: Any, ids: np.ndarray) -> Any:
+    """What it makes of the port's example, which is in our layout."""
+    import torch
+
+    return module(input_ids=torch.tensor(ids.astype(np.int64)))
+
+
 def main() -> None:
     import torch
     import transformers

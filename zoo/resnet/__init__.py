@@ -6,6 +6,7 @@ from zoo.port import Port
 from zoo.resnet.classify import run
 from zoo.resnet.config import ResNetConfig
 from zoo.resnet.evaluate import evaluate
+from zoo.resnet.example import example
 from zoo.resnet.finetune import finetune
 from zoo.resnet.model import ResNet
 from zoo.resnet.weights import table
@@ -20,5 +21,6 @@ PORT = Port(
     finetune=finetune,
     evaluate=evaluate,
     checkpoints=("resnet",),
+    example=example,
     bench="zoo.resnet.bench",
 )

@@ -89,6 +89,22 @@ def torch_net(c: ResNetConfig, *, head: str = "fc", shortcut: str = "downsample"
     return Net()
 
 
+def load(directory: Path) -> Any:
+    """transformers' model with a checkpoint's weights, in float32: for `zoo compare`."""
+    import torch
+    import transformers
+
+    kind = transformers.ResNetForImageClassification
+    return kind.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def call(module: Any, pixels: np.ndarray) -> Any:
+    """What it makes of the port's example, which is in our layout."""
+    import torch
+
+    return module(torch.tensor(pixels.transpose(0, 3, 1, 2).copy()))
+
+
 def main() -> None:
     import torch
 

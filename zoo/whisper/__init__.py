@@ -6,6 +6,7 @@ from __future__ import annotations
 from zoo.port import Port
 from zoo.whisper.config import WhisperConfig
 from zoo.whisper.evaluate import evaluate
+from zoo.whisper.example import example
 from zoo.whisper.finetune import finetune
 from zoo.whisper.model import Whisper
 from zoo.whisper.run import run
@@ -21,5 +22,6 @@ PORT = Port(
     finetune=finetune,
     evaluate=evaluate,
     checkpoints=("whisper",),
+    example=example,
     bench="zoo.whisper.bench",
 )

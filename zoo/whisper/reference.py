@@ -50,6 +50,24 @@ def ids_of(config: WhisperConfig, length: int = 11) -> np.ndarray:
     return np.random.default_rng(3).integers(2, config.vocab_size, (2, length)).astype(np.int32)
 
 
+def load(directory: Path) -> Any:
+    """transformers' model with a checkpoint's weights, in float32: for `zoo compare`."""
+    import torch
+    import transformers
+
+    kind = transformers.WhisperForConditionalGeneration
+    return kind.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def call(module: Any, features: np.ndarray, ids: np.ndarray) -> Any:
+    """What it makes of the port's example, which is in our layout."""
+    import torch
+
+    return module(
+        torch.tensor(features.transpose(0, 2, 1).copy()), decoder_input_ids=torch.tensor(ids.astype(np.int64))
+    )
+
+
 def main() -> None:
     import torch
     import transformers
