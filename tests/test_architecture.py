@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ZOO = ROOT / "zoo"
 FILES = sorted(p for p in ZOO.rglob("*.py") if "__pycache__" not in p.parts)
-LAYERS = {"core", "nn", "train", "data", "hub", "bench", "cli"}
+LAYERS = {"core", "nn", "train", "data", "hub", "bench", "compare", "new", "cli"}
 PORTS = {p.parent.name for p in ZOO.glob("*/__init__.py") if p.parent.name not in LAYERS}
 TOP = {p.stem for p in ZOO.glob("*.py")} - {"__init__", "__main__"}  # zoo/port.py: what a port is, below all ports
 
@@ -63,6 +63,8 @@ BELOW = {
     "data": {"core"},
     "hub": {"core", "nn", "port"},  # it loads what a port's record describes; the record names its translation table
     "port": {"core", "nn", "hub"},
+    "compare": {"core", "nn", "hub", "port"},
+    "new": {"core", "hub"},
     "options": {"core"},
     "train": {"core", "nn", "data", "hub", "options"},
     "bench": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from zoo.mnist_cnn.config import MnistConfig
 from zoo.mnist_cnn.evaluate import evaluate
+from zoo.mnist_cnn.example import example
 from zoo.mnist_cnn.finetune import finetune
 from zoo.mnist_cnn.model import MnistCNN
 from zoo.mnist_cnn.recognise import run
@@ -20,5 +21,6 @@ PORT = Port(
     finetune=finetune,
     evaluate=evaluate,
     checkpoints=("mnist_cnn",),
+    example=example,
     bench="zoo.mnist_cnn.bench",
 )

@@ -18,7 +18,7 @@ from zoo.hub.mapped import TensorInfo
 @dataclass(frozen=True)
 class Source:
     shown: str
-    """As the user names it."""
+    """What the port's files call it: a directory's name, or the repository and its commit."""
     config: dict[str, Any]
     """config.json, {} without one."""
     infos: Mapping[str, TensorInfo]
@@ -46,7 +46,7 @@ def find(ref: str) -> Source:
         return _of_hub(*known)
     with read(checkpoint.file) as tensors:
         infos = dict(tensors.infos)
-    return Source(str(checkpoint.directory or checkpoint.file), checkpoint.config() or {}, infos)
+    return Source((checkpoint.directory or checkpoint.file).name, checkpoint.config() or {}, infos)
 
 
 def _has_weights(directory: Path) -> bool:

@@ -17,11 +17,13 @@ from zoo.new.source import Source
 from zoo.new.tree import Read, read
 
 TEMPLATES = Path(__file__).parent / "templates"
+TEST = "test_parity.py"
 LAYERS = ("BatchNorm", "Conv1d", "Conv2d", "Embedding", "LayerNorm", "Linear", "RMSNorm")
 
 
 def make(name: str, source: Source, out: Path, ref: str) -> Path:
-    """Writes out/name and returns it. A folder appears whole or not at all.
+    """Writes out/name and returns it; of a port of the zoo itself, the test goes to tests/name. A folder appears whole
+    or not at all.
 
     Raises ZooError if the name cannot be a package's, or the folder is there already.
     """
@@ -30,12 +32,18 @@ def make(name: str, source: Source, out: Path, ref: str) -> Path:
     place = out / name
     if place.exists():
         raise ZooError(f"{place} is there already", "a port would be written over", "Choose another name or --out.")
-    files = contents(name, source, package_of(place), ref, place)
+    package = package_of(place)
+    files = contents(name, source, package, ref, place)
+    tests = place.resolve().parents[1] / "tests" / name if package == f"zoo.{name}" else place
     out.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=out))
     try:
         for file, text in files.items():
-            (part / file).write_text(text, encoding="utf-8")
+            if tests == place or file != TEST:
+                (part / file).write_text(text, encoding="utf-8")
+        if tests != place:
+            tests.mkdir(parents=True, exist_ok=True)
+            (tests / TEST).write_text(files[TEST], encoding="utf-8")
         part.chmod(0o755)
         part.rename(place)
     finally:
