@@ -12,6 +12,8 @@ from zoo.core.dtype import float32
 from zoo.core.prims import TABLE
 from zoo.core.tensor import Tensor, bind
 
+BLOCK = philox.WORDS  # numbers that a step of `offset` stands for
+
 
 class Generator:
     """A stream of random numbers: `seed` names the stream, `offset` counts the blocks that were drawn from it.

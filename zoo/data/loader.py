@@ -35,9 +35,10 @@ class Loader:
     gives a batch for an array of row numbers. transform(batch, rng) -> batch changes each batch on the host
     (augmentation); what it draws from `rng` is the same for the same batch of the same epoch.
 
-    part: (rank, size) of processes that train together: of each batch, the rows rank, rank + size, ... A batch of
-    fewer rows than processes leaves some of them arrays of no rows. A transform sees the whole batch before it is
-    divided, since it may mix rows, and draws for all of them: whoever has one reads every row on every process.
+    part: (rank, size) of processes that train together: each has a run of the rows of every batch, as long as another's
+    or one longer. A batch of fewer rows than processes leaves some of them arrays of no rows. A transform sees the
+    whole batch before it is divided, since it may mix rows, and draws for all of them: whoever has one reads every row
+    on every process.
 
     workers: processes that make batches ahead of their use (`zoo.data.workers`); the batches are the same bits.
 
@@ -120,16 +121,21 @@ class Loader:
         if self._plan is None or self._plan[0] != epoch:
             self._plan = epoch, self.plan(epoch)
         rows = self._plan[1][number]
-        rank, size = self.part
-        if self.transform is None and self.skipped is None and len(own := rows[rank::size]):
+        if self.transform is None and self.skipped is None and len(own := rows[self._share(rows)]):
             return _take(self.data, own), own, {}
         before = set(self._bad)
         batch, rows = self._read(rows)
         if self.transform is not None:
             batch = self.transform(batch, stream(self.seed, "transform", epoch, number))
-        if size > 1:
-            batch = _part(batch, len(rows), rank, size)
-        return batch, rows[rank::size], {row: told for row, told in self._bad.items() if row not in before}
+        share = self._share(rows)
+        if len(rows[share]) < len(rows):
+            batch = _part(batch, len(rows), share)
+        return batch, rows[share], {row: told for row, told in self._bad.items() if row not in before}
+
+    def _share(self, rows: np.ndarray) -> slice:
+        """Which rows of a batch this process has."""
+        rank, size = self.part
+        return slice(len(rows) * rank // size, len(rows) * (rank + 1) // size)
 
     def _read(self, rows: np.ndarray) -> tuple[Any, np.ndarray]:
         """A batch of those rows that can be read, and their numbers."""
@@ -198,17 +204,17 @@ def _take(data: Any, indices: np.ndarray) -> Any:
     return data[indices]
 
 
-def _part(batch: Any, rows: int, rank: int, size: int) -> Any:
-    """Every `size`-th row of each array, from `rank` on. Arrays of k times as many rows are k blocks."""
+def _part(batch: Any, rows: int, share: slice) -> Any:
+    """Those of the rows of each array. Arrays of k times as many rows are k blocks."""
     if isinstance(batch, dict):
-        return {name: _part(part, rows, rank, size) for name, part in batch.items()}
+        return {name: _part(part, rows, share) for name, part in batch.items()}
     if isinstance(batch, tuple | list):
-        return tuple(_part(part, rows, rank, size) for part in batch)
+        return tuple(_part(part, rows, share) for part in batch)
     if not isinstance(batch, np.ndarray):
         return batch  # a number for the whole batch
     blocks, rest = divmod(len(batch), rows)
     if rest:
         why = f"an array of {len(batch)} rows in a batch of {rows} has no part for each process"
         raise DataError("the batches cannot be divided", why, "Train with one process, or with other batches.")
-    apart = batch.reshape(blocks, rows, *batch.shape[1:])[:, rank::size]
+    apart = batch.reshape(blocks, rows, *batch.shape[1:])[:, share]
     return apart.reshape(blocks * apart.shape[1], *batch.shape[1:])

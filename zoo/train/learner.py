@@ -21,7 +21,6 @@ from zoo.core.tensor import Tensor
 from zoo.data.loader import Loader, stream
 from zoo.nn import Module
 from zoo.nn.quantized import KINDS
-from zoo.train import tensorboard
 from zoo.train.average import Average
 from zoo.train.batch import on_device, size
 from zoo.train.best import best
@@ -29,12 +28,15 @@ from zoo.train.directory import BEST, RunDirectory, SaveEvery
 from zoo.train.gradients import clip_global_norm, global_norm, gradients
 from zoo.train.journal import Journal
 from zoo.train.optim import Optimizer
+from zoo.train.parallel import RowGenerator, Stop, ranks
 from zoo.train.progress import Progress
 from zoo.train.schedule import Schedule
-from zoo.train.state import put_back, settings, taken
+from zoo.train.state import changing, put_back, settings, statistics, taken
 from zoo.train.stopping import StopRequest
-from zoo.train.tensorboard import TensorBoard
 from zoo.train.watch import Epoch, Run, Step, Watcher, Watchers
+
+LOG = "log.jsonl"
+CHECK = 100  # steps after which ranks compare their weights: a sum of 1 GB takes about a second
 
 Loss = Callable[[Any, Any], Tensor]
 Metrics = Callable[[Any, Any], dict[str, Tensor]]
@@ -55,9 +57,9 @@ class Learner:
     fewer.
 
     out: a directory for the checkpoints (after every epoch, when stopped, and every `save_every` steps (500) or minutes
-    ("10min"; None: not); the newest `keep` stay), and what the run tells, every `log_every` steps and every epoch
-    (zoo/train/journal.py). All randomness follows from `seed` and the seed of `data`: the same run on the same device
-    gives the same bits, also when it is stopped anywhere and resumed.
+    ("10min"; None: not); the newest `keep` stay), and `log.jsonl` (every `log_every` steps and every epoch). All
+    randomness follows from `seed` and the seed of `data`: the same run on the same device gives the same bits, also
+    when it is stopped anywhere and resumed.
 
     export(model, directory) writes the model as it is kept when training is done; after every epoch that validates best
     so far (zoo/train/best.py), it is given `out`/best.
@@ -103,7 +105,7 @@ class Learner:
         self._save_every, self.export = SaveEvery(save_every), export
         self.seed, self.log_every, self.unit = seed, log_every, unit
         self.settings = dict(settings or {})
-        self.rng = stream(seed, "training")
+        self.rng = RowGenerator(stream(seed, "training").seed)
         self.step, self.seconds = 0, 0.0
         self.history: list[Epoch] = []
         if any(isinstance(m, KINDS) and not m.frozen for _, m in model.named_modules()):
@@ -112,9 +114,13 @@ class Learner:
             raise ZooError("rounded weights are not trained", why, fix)
         self.device = model.device
         self._live = model.to(Autodiff(self.device)).train(self.rng)
-        files: list[Watcher] = [] if self.out is None else [Journal(self.out, log_every)]
-        files += [] if self.out is None or not tensorboard.installed() else [TensorBoard(self.out, log_every)]
-        self.watch = Watchers([*files, *([] if quiet else [Progress()]), *watchers])
+        self.ranks = ranks()
+        self.ranks.share_cores(self.device)
+        for loader in [data] if validation is None else [data, validation]:
+            loader.part = (self.ranks.rank, self.ranks.size)
+        screen = [] if quiet else [Progress()]
+        files = [] if self.out is None else [Journal(self.out / LOG, log_every)]
+        self.watch = Watchers([*screen, *files, *watchers] if self.ranks.first else [])
         self._resumed, self._saved = False, (-1, -1)
         self._losses = [0.0, 0]  # sum and count of this epoch
 
@@ -137,12 +143,22 @@ class Learner:
         if (epochs is None) == (steps is None):
             raise ValueError("fit needs epochs or steps")
         total = steps if steps is not None else (epochs or 0) * -(-len(self.data) // self.accumulate)
+        with self.ranks.together():
+            self._run_to(total)
+        self._refresh()
+        return self.model.eval()
+
+    def _run_to(self, total: int) -> None:
         start, reason = time.perf_counter() - self.seconds, "finished"
-        with nullcontext() if self.directory is None else self.directory.held(self._resumed):
+        owned = self.directory if self.ranks.first else None
+        with nullcontext() if owned is None else owned.held(self._resumed):
             self._save_every.saved(self.step)
+            self.ranks.agree("what they train", {**settings(self), **self.data.state(), "steps": total})
+            self.ranks.check(self.step, self._live.state())
             try:
                 self.watch.opened(self._run(total))
-                with StopRequest() as stop:
+                with StopRequest() as request:
+                    stop = Stop(request, self.ranks)
                     self._train(total, start, stop)
                     self.seconds = time.perf_counter() - start
                     if self._saved != (self.step, len(self.history)):
@@ -155,10 +171,8 @@ class Learner:
                 raise
             finally:
                 self.watch.closed(reason)
-        self._refresh()
-        return self.model.eval()
 
-    def _train(self, total: int, start: float, stop: StopRequest) -> None:
+    def _train(self, total: int, start: float, stop: Stop) -> None:
         while stop.asked is None:
             if len(self.history) < self.data.epoch:
                 self.seconds = time.perf_counter() - start
@@ -166,32 +180,22 @@ class Learner:
                 continue
             if self.step >= total:
                 return
-            last = time.perf_counter()
             for batches in self._groups():
                 lr = self.schedule(self.step)
-                value, norm = self._step(batches)
+                value, norm, rows, count = self._step(batches, lr)
                 self._losses = [self._losses[0] + value, self._losses[1] + 1]
-                took, last = time.perf_counter() - last, time.perf_counter()
-                self.watch.stepped(
-                    Step(
-                        step=self.step,
-                        epoch=self.data.epoch + 1,
-                        loss=value,
-                        lr=lr,
-                        rows=sum(map(size, batches)),
-                        count=float(sum(map(self.counts, batches))),
-                        grad_norm=norm,
-                        seconds=last - start,
-                        took=took,
-                        memory=memory(),
-                    )
-                )
+                seconds = time.perf_counter() - start
+                epoch = self.data.epoch + 1
+                self.watch.stepped(Step(self.step, epoch, value, lr, rows, count, norm, seconds, memory()))
+                if self.step % CHECK == 0:
+                    self.ranks.check(self.step, changing(self))
+                stop.agree()
                 if self.data.position == len(self.data):
                     continue  # the epoch ends: it is validated, then saved
                 if self.step >= total or stop.asked is not None:
                     return
-                if self._save_every.due(self.step):
-                    self.seconds = time.perf_counter() - start
+                if self.ranks.first_says(self._save_every.due(self.step)):
+                    self.seconds = seconds
                     self.save()
 
     def _groups(self) -> Iterator[list[Any]]:
@@ -203,19 +207,27 @@ class Learner:
                 yield group
                 group = []
 
-    def _step(self, batches: list[Any]) -> tuple[float, float | None]:
-        """-> the loss, and the norm of the gradients where it was worked out: to clip them, or for the log."""
-        lr = self.schedule(self.step)
-        counts = [self.counts(batch) for batch in batches]
-        value, grads = 0.0, dict[str, Tensor]()
-        for batch, count in zip(batches, counts, strict=True):
-            share = count / sum(counts)
-            loss = self.loss(self._live, on_device(batch, self.device))
-            value += float(loss) * share
+    def _step(self, batches: list[Any], lr: float) -> tuple[float, float | None, int, float]:
+        """-> the loss, the norm of the gradients where it was worked out (to clip them, or for the log), and how many
+        rows and entries they are of."""
+        counts = [float(self.counts(batch)) for batch in batches]
+        whole = self.ranks.whole(counts, [size(batch) for batch in batches])
+        value, seen, grads = 0.0, 0, dict[str, Tensor]()
+        for i, batch in enumerate(batches):
+            if counts[i] == 0:
+                continue  # this rank has none of its entries
+            self.rng.at(self.step * self.accumulate + i, whole.shares[i])
+            loss, weight = self.loss(self._live, on_device(batch, self.device)), counts[i] / whole.count
+            value, seen = value + float(loss) * weight, seen + whole.shares[i].rows
             if not math.isfinite(value):
-                raise self._diverged(f"the loss is {float(loss)}")
-            for path, g in gradients(loss if share == 1 else loss * share, self._live).items():
+                break
+            for path, g in gradients(loss if weight == 1 else loss * weight, self._live).items():
                 grads[path] = grads[path] + g if path in grads else g
+        value = float(self.ranks.gather(value).sum())
+        if not math.isfinite(value):
+            raise self._diverged(f"the loss is {value}")
+        grads = self.ranks.sum(grads, self._live.parameters())
+        self._live.update(self.ranks.mean(statistics(self), seen))
         norm = None
         if self.clip is not None:
             grads, norm = clip_global_norm(grads, self.clip)
@@ -227,9 +239,9 @@ class Learner:
         if self.average is not None:
             self.average.update(self._live, self.device)
         self.step += 1
-        return value, norm
+        return value, norm, whole.rows, whole.count
 
-    def _end_epoch(self, stop: StopRequest) -> None:
+    def _end_epoch(self, stop: Stop) -> None:
         """Validates, reports, saves. A stop during validation leaves the epoch open: a resumed run validates again."""
         metrics = self.validate(stop) if self.validation is not None else {}
         if metrics is None:
@@ -239,11 +251,11 @@ class Learner:
         self.history.append(done)
         self._losses = [0.0, 0]
         self.watch.validated(done)
-        if self.export is not None and self.out is not None and best(self.history) is done:
+        if self.export is not None and self.out is not None and self.ranks.first and best(self.history) is done:
             self.export(self.model, self.out / BEST)
         self.save()
 
-    def validate(self, stop: StopRequest | None = None) -> dict[str, float] | None:
+    def validate(self, stop: Stop | None = None) -> dict[str, float] | None:
         """Means of the metrics over the validation data, with the averaged weights where there are some. None if `stop`
         was asked for on the way."""
         if self.validation is None:
@@ -251,17 +263,24 @@ class Learner:
         self._refresh()
         model = self.model.eval()
         sums: dict[str, float] = {}
-        rows = 0
+        weights = 0.0
         for batch in self.validation.batches():
-            if stop is not None and stop.asked is not None:
-                return None
-            placed, n = on_device(batch, self.device), size(batch)
-            found = {"loss": self.loss(model, placed)} if self.metrics is None else self.metrics(model, placed)
+            if stop is not None and stop.here is not None:
+                break
+            n = float((size if self.metrics else self.counts)(batch))
+            if n == 0:
+                continue  # this rank has nothing of it
+            placed = on_device(batch, self.device)
+            found = self.metrics(model, placed) if self.metrics else {"loss": self.loss(model, placed)}
             for name, value in found.items():
                 values = np.asarray(value, dtype=np.float64)
                 sums[name] = sums.get(name, 0.0) + float(values.sum() if values.ndim else values * n)
-            rows += n
-        return {name: total / rows for name, total in sums.items()}
+            weights += n
+        if stop is not None:
+            stop.agree()
+            if stop.asked is not None:
+                return None
+        return self.ranks.means(sums, weights)
 
     def _refresh(self) -> None:
         """Puts the weights of the run into the model: references, no copies."""
@@ -272,10 +291,12 @@ class Learner:
     def save(self) -> None:
         """Adds a checkpoint, if there is a directory for it. Raises WeightsError if it cannot be written; those that
         are there stay."""
+        self.ranks.check(self.step, changing(self))
         if self.directory is None:
             return
-        state = taken(self)
-        self.directory.save(self.step, state.groups, state.facts)
+        if self.ranks.first:
+            state = taken(self)
+            self.directory.save(self.step, state.groups, state.facts)
         self._save_every.saved(self.step)
         self._saved = (self.step, len(self.history))
         self._resumed = True  # what is there now is this run
@@ -291,19 +312,12 @@ class Learner:
         return self
 
     def _run(self, total: int) -> Run:
-        sizes = [(slot.value.size, slot.trainable) for slot in self._live.slots().values() if not slot.buffer]
+        every = [slot for slot in self._live.slots().values() if not slot.buffer]
+        trainable = sum(slot.value.size for slot in every if slot.trainable)
         return Run(
-            name=type(self.model).__name__,
-            step=self.step,
-            total=total,
-            steps_per_epoch=-(-len(self.data) // self.accumulate),
-            trainable=sum(size for size, trainable in sizes if trainable),
-            parameters=sum(size for size, _ in sizes),
-            device=", ".join([self.device.name, *getattr(self.device, "details", ())]),
-            unit=self.unit,
-            settings=settings(self),
-            out=self.out,
-        )
+            type(self.model).__name__, self.step, total, -(-len(self.data) // self.accumulate), trainable,
+            sum(slot.value.size for slot in every), self.device.name, self.unit, settings(self), self.out,
+        )  # fmt: skip
 
     def _stopped(self) -> str:
         where = f"; {self.out} holds the run, --resume goes on" if self.out is not None else "; nothing was saved"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def taken(run: Learner) -> Checkpoint:
     """The state between two steps."""
-    groups: dict[str, Any] = {"model": _changing(run), "optimizer": run.optimizer.state()}
+    groups: dict[str, Any] = {"model": changing(run), "optimizer": run.optimizer.state()}
     facts: dict[str, Any] = {
         "step": run.step,
         "seconds": run.seconds,
@@ -44,8 +44,8 @@ def put_back(run: Learner, saved: Checkpoint) -> None:
         raise ZooError(f"the run in {run.out} was begun with other settings", why, "Resume with the same ones.")
     before = run.data.state()
     run.data.load(facts["data"])
-    changing = _changing(run)
-    frozen = {path: tensor for path, tensor in run._live.state().items() if path not in changing}
+    moved = changing(run)
+    frozen = {path: tensor for path, tensor in run._live.state().items() if path not in moved}
     try:
         run._live.load({**frozen, **saved.groups["model"]})
     except ZooError:
@@ -70,6 +70,11 @@ def settings(run: Learner) -> dict[str, Any]:
     return json.loads(json.dumps({**own, **run.settings}))
 
 
-def _changing(run: Learner) -> dict[str, Tensor]:
+def changing(run: Learner) -> dict[str, Tensor]:
     """What training changes: no frozen weights, which are where they came from."""
     return {p: s.value for p, s in run._live.slots().items() if s.trainable or (s.buffer and not s.module.frozen)}
+
+
+def statistics(run: Learner) -> dict[str, Tensor]:
+    """What training changes and no gradient does: running means and variances."""
+    return {p: s.value for p, s in run._live.slots().items() if s.buffer and not s.module.frozen}
