@@ -367,3 +367,18 @@ def test_the_gradient_of_a_random_program_of_twenty_ops(choices: list[tuple[int,
     h = 1e-5
     measured = (at(h) - at(-h)) / (2 * h)
     assert claimed == pytest.approx(measured, rel=1e-5, abs=1e-6)
+
+
+def test_only_what_a_rule_reads_is_kept():
+    """A result that its own gradient does not need is free as soon as nobody else holds it."""
+    shapes = (3, 4), (2, 4), (1, 5, 5, 2), (3, 3, 3, 2), (3,)
+    inner = zoo.device("numpy")
+    x, w, picture, kernel, bias = (ops.ones(shape, device=inner).to(zoo.Autodiff(inner)) for shape in shapes)
+    for activation, kept in ((None, False), ("relu", True)):
+        product, convolved = (
+            ops.linear(x, w, activation=activation),
+            ops.conv(picture, kernel, bias, activation=activation),
+        )
+        for y in (product, convolved):
+            assert isinstance(y.handle.node.y, np.ndarray) is kept
+            assert all(isinstance(a, np.ndarray) for a in y.handle.node.args[:2])

@@ -13,6 +13,7 @@ import pytest
 
 from zoo.core.backends.numpy import NumpyBackend
 from zoo.core.dtype import bfloat16, float16
+from zoo.core.errors import ShapeError
 from zoo.core.prims import TABLE
 from zoo.core.stats import stats
 
@@ -114,6 +115,54 @@ def test_elementwise_over_several_tasks(cpu, rng):
         np.testing.assert_array_equal(bind(cpu, "where", hit, a, b), np.where(hit, a, b).astype(F32))
     step = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01, "step": 3}
     check(cpu, "adamw_step", x, y, y * 0.1, y * y, **step, counter="adamw")
+
+
+@pytest.mark.parametrize("dtype", [bfloat16, float16])
+def test_elementwise_in_half_precision_is_rounded_once(cpu, rng, dtype):
+    x, y, row = (draw(rng, *shape).astype(dtype) for shape in ((90, 101), (90, 101), (101,)))
+    for name in ("add", "sub", "mul", "div", "maximum", "minimum"):
+        for a, b in ((x, y), (x, row), (row, x), (x, 1.7), (1.7, x)):
+            before = stats().get("cpu.binary", 0)
+            found = bind(cpu, name, a, b)
+            assert stats()["cpu.binary"] == before + 1 and found.dtype == dtype
+            np.testing.assert_array_equal(found, bind(REFERENCE, name, a, b))
+
+
+@pytest.mark.parametrize("dtype", [bfloat16, float16])
+def test_gradients_in_half_precision_are_those_of_float32_rounded(cpu, rng, dtype):
+    x, g, w = (draw(rng, *shape).astype(dtype) for shape in ((70, 65), (70, 65), (65,)))
+    targets, places = rng.integers(0, 65, 70), rng.integers(0, 70, 70)
+    for name, args, attrs, results in [
+        ("rms_norm_grad", (x, w, g), {"eps": 1e-5}, (dtype, dtype)),
+        ("group_norm_grad", (x[None], w, g[None]), {"groups": 5, "eps": 1e-5}, (dtype, F32, F32)),
+        ("cross_entropy", (x, targets), {}, (F32,)),
+        ("cross_entropy_grad", (x, targets, draw(rng, 70)), {}, (dtype,)),
+        ("logsumexp", (x,), {"axis": -1, "keepdims": False}, (dtype,)),
+        ("sum", (x,), {"axis": 0, "keepdims": False}, (dtype,)),
+        ("scatter_add", (x, places, g), {}, (dtype,)),
+    ]:
+        wide = [a.astype(F32) if isinstance(a, np.ndarray) and a.dtype == dtype else a for a in args]
+        before = sum(stats().values())
+        found, exact = each(bind(cpu, name, *args, **attrs)), each(bind(cpu, name, *wide, **attrs))
+        assert sum(stats().values()) > before
+        for y, want, result in zip(found, exact, results, strict=True):
+            assert y.dtype == result, name
+            np.testing.assert_array_equal(y, want.astype(result))
+
+
+@pytest.mark.parametrize(
+    "lines, columns, n", [(9, 1, 40), (300, 17, 2000), (50, 256, 7), (3, 1000, 100), (70000, 3, 9)]
+)
+def test_scatter_add(cpu, rng, lines, columns, n):
+    """Bit by bit as numpy adds, in the order of the rows."""
+    x, updates, places = draw(rng, lines, columns), draw(rng, n, columns), rng.integers(0, lines, n)
+    before = stats().get("cpu.scatter_add", 0)
+    found = bind(cpu, "scatter_add", x, places, updates)
+    assert stats()["cpu.scatter_add"] == before + 1
+    np.testing.assert_array_equal(found, bind(REFERENCE, "scatter_add", x, places, updates))
+    for wrong in (-1, lines):
+        with pytest.raises(ShapeError, match="indices run from"):
+            bind(cpu, "scatter_add", x, np.full(n, wrong), updates)
 
 
 def test_infinities_and_nan(cpu):
@@ -261,6 +310,7 @@ def test_the_number_of_threads_changes_no_bit(cpu, rng):
                 *bind(cpu, "group_norm_grad", x, w, g, groups=1, eps=1e-5),
                 *bind(cpu, "group_norm_grad", picture, None, picture * 2, groups=4, eps=1e-5),
                 *bind(cpu, "rms_norm_grad", x, w, g, eps=1e-5),
+                bind(cpu, "scatter_add", x, np.arange(3000) % 7, g),
                 bind(cpu, "softmax", x, axis=-1),
                 bind(cpu, "dropout", x, p=0.5, seed=1, offset=0),
                 bind(cpu, "window_max_grad", picture, y, y * 3, **pool),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import zoo
+from zoo.core import ops
 from zoo.nn import Module, Param, init
 from zoo.train import SGD, Adam, AdamW, RMSprop, clip_global_norm, global_norm, gradients, matrices_only
 
@@ -162,3 +163,21 @@ def test_gradients_and_their_norm(device):
 def test_a_foreign_state_is_refused():
     with pytest.raises(zoo.WeightsError, match="no state of an optimizer"):
         AdamW().load({"exp_avg": np.zeros(3)}, zoo.device("numpy"))
+
+
+def test_parameters_move_one_after_the_other(device):
+    """When one is moved, those before it are in the model already, and their old values are gone."""
+    model = Two().init(0, device)
+    seen = []
+
+    class Watching(SGD):
+        def move(self, p, g, memory, lr, decay):
+            seen.append({path: value.numpy().copy() for path, value in model.parameters().items()})
+            return super().move(p, g, memory, lr, decay)
+
+    before = {path: value.numpy().copy() for path, value in model.parameters().items()}
+    Watching().step(model, {path: ops.ones(p.shape, device=device) for path, p in model.parameters().items()}, 0.5)
+    first, *_ = before
+    assert len(seen) == len(before) > 1
+    np.testing.assert_array_equal(seen[1][first], before[first] - np.float32(0.5))
+    assert all((seen[0][path] == before[path]).all() for path in before)

@@ -54,7 +54,7 @@ class Var:
         return self.value.dtype
 
 
-def _kept(prim: Prim, args: list[Any], y: Any) -> tuple[tuple[Any, ...], Any]:
+def _kept(prim: Prim, args: list[Any], attrs: Any, y: Any) -> tuple[tuple[Any, ...], Any]:
     """What the gradient rule will read: values where it says so, else shape and dtype alone."""
 
     def meta(v: Any) -> Any:
@@ -62,7 +62,7 @@ def _kept(prim: Prim, args: list[Any], y: Any) -> tuple[tuple[Any, ...], Any]:
 
     if prim.vjp is None:
         return tuple(args), meta(y) if type(y) is not tuple else tuple(meta(v) for v in y)
-    keep = prim.keep
+    keep = prim.keep if isinstance(prim.keep, str) else prim.keep(attrs)
     saved = tuple(args) if "x" in keep else tuple(a if str(i) in keep else meta(a) for i, a in enumerate(args))
     return saved, y if "y" in keep else None if type(y) is tuple else meta(y)
 
@@ -102,7 +102,7 @@ class Autodiff:
             return out
         if prim.vjp is None and prim.lower is None:
             raise NotDifferentiable(f"no gradient is known for {prim.name}", "it has neither a rule nor a body")
-        saved, y = _kept(prim, values, out)
+        saved, y = _kept(prim, values, attrs, out)
         node = Node(prim, saved, attrs, tuple(parents), y)
         if type(out) is tuple:
             return tuple(Var(v, node, self, i) if is_float(v.dtype) else v for i, v in enumerate(out))

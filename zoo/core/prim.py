@@ -57,8 +57,9 @@ class Prim:
     lower(o, *args, **attrs): the op's body in ops `o`.
     expr: an elementwise op as one expression over {0}, {1}, ..., in the functions that every backend's prelude has.
         Valid in Python and in C; from it come the numpy kernel, the CUDA kernel and the fused programs.
-    keep: what `vjp` reads values of: "x" all arguments, a digit one of them, "y" the result. Of what is not kept, only
-        shape and dtype are handed over, as a `Meta`, and the memory is free.
+    keep: what `vjp` reads values of: "x" all arguments, a digit one of them, "y" the result; or a function from the
+        attributes to that. Of what is not kept, only shape and dtype are handed over, as a `Meta`, and the memory is
+        free.
     accepts: dtypes of an elementwise op: "any", "number", "float" (integers become float32) or "bool".
     domain: where tests draw its arguments from.  ref: the same function for one float, from an independent source.
     """
@@ -69,7 +70,7 @@ class Prim:
     vjp: Callable[..., Any] | NoGradient | None = None
     lower: Callable[..., Any] | None = None
     expr: str | None = None
-    keep: str = "xy"
+    keep: str | Callable[[Mapping[str, Any]], str] = "xy"
     attrs: Mapping[str, Any] = field(default_factory=dict)
     accepts: str = "number"
     result: str = "same"
@@ -115,7 +116,9 @@ class Ops:
 
 
 def composite(
-    infer: Callable[..., Any], vjp: Callable[..., Any] | NoGradient | None = None, keep: str = "xy"
+    infer: Callable[..., Any],
+    vjp: Callable[..., Any] | NoGradient | None = None,
+    keep: str | Callable[[Mapping[str, Any]], str] = "xy",
 ) -> Callable[[Callable[..., Any]], Prim]:
     """Makes a Prim of a function written in ops: its name, its body, its keyword defaults."""
 

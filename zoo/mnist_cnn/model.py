@@ -28,11 +28,11 @@ class MnistCNN(Module):
 
     def __call__(self, pictures: Tensor) -> Tensor:
         x = ops.expand_dims((pictures - MEAN) / STD, -1)  # (B, 28, 28, 1)
-        x = ops.relu(self.conv1(x))
-        if self.config.pool_after_conv1:
-            x = ops.max_pool(x, 2)
-        x = ops.relu(self.conv2(x))
-        x = self.dropout1(ops.max_pool(x, 2))  # (B, side, side, C)
+        # relu after pooling: the same numbers, of a quarter of the values
+        x = self.conv1(x)
+        x = ops.relu(ops.max_pool(x, 2) if self.config.pool_after_conv1 else x)
+        x = ops.relu(ops.max_pool(self.conv2(x), 2))
+        x = self.dropout1(x)  # (B, side, side, C)
         x = x.reshape(x.shape[0], -1)  # ordered (H, W, C); weights.py turns the published (C, H, W) round
-        x = self.dropout2(ops.relu(self.fc1(x)))
+        x = self.dropout2(self.fc1(x, activation="relu"))
         return self.fc2(x)

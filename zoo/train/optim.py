@@ -47,17 +47,19 @@ class Optimizer:
         raise NotImplementedError
 
     def step(self, model: Module, gradients: Mapping[str, Tensor], lr: float) -> None:
-        """Moves the parameters that have a gradient, in the model."""
-        parameters, moved = model.parameters(), {}
+        """Moves the parameters that have a gradient, in the model: one after the other, so that the old values of one
+        parameter only are in memory beside the new ones."""
+        slots = model.slots()
         for path, g in gradients.items():
-            p = parameters[path].to(g.device)
+            slot = slots[path]
+            place, p = slot.value.device, slot.value.to(g.device)
             decay = self.weight_decay(path, p) if callable(self.weight_decay) else self.weight_decay
             memory, wide = self.memory.setdefault(path, {}), compute_dtype(p.dtype)
             if wide == p.dtype:
-                moved[path] = self.move(p, g, memory, lr, decay)
+                p = self.move(p, g, memory, lr, decay)
             else:  # in half precision, moments would lose small changes
-                moved[path] = self.move(p.astype(wide), g.astype(wide), memory, lr, decay).astype(p.dtype)
-        model.update(moved)
+                p = self.move(p.astype(wide), g.astype(wide), memory, lr, decay).astype(p.dtype)
+            slot.holder[slot.key] = p.to(place)
 
     def describe(self) -> dict[str, Any]:
         """Name and settings, for logs and to tell whether a run is resumed as it began."""

@@ -141,7 +141,34 @@ def _rope_infer(x: Any, cos: Any, sin: Any, *, interleaved: bool) -> Meta:
     return Meta(tuple(x.shape), x.dtype)
 
 
-@composite(_rope_infer)
+def _pairs(o: Any, x: Any, half: int, interleaved: bool) -> tuple[Any, Any]:
+    """The channels of x that rope turns: the first and the second of each pair, (B, L, H, half) each."""
+
+    def part(start: int, stop: int, step: int) -> Any:
+        return o.slice(x, start=(0, 0, 0, start), stop=(*x.shape[:3], stop), step=(1, 1, 1, step))
+
+    if interleaved:
+        return part(0, 2 * half, 2), part(1, 2 * half, 2)
+    return part(0, half, 1), part(half, 2 * half, 1)
+
+
+def _rope_vjp(o: Any, g: Any, x: Any, cos: Any, sin: Any, y: Any, *, interleaved: bool) -> Any:
+    """Turned back; and in the angles, summed over all that they turn."""
+    half, dtype = cos.shape[-1], compute_dtype(x.dtype)
+
+    def angles(slope: Any) -> Any:
+        each = slope(*(_pairs(o, o.cast(t, dtype=dtype), half, interleaved) for t in (g, x)))
+        shared = sum_to(o, each, (*cos.shape[:-1], 1, half))
+        return o.cast(o.reshape(shared, shape=tuple(cos.shape)), dtype=cos.dtype)
+
+    return (
+        lambda: o.rope(g, cos, o.neg(sin), interleaved=interleaved),
+        lambda: angles(lambda g, x: o.add(o.mul(g[0], x[0]), o.mul(g[1], x[1]))),
+        lambda: angles(lambda g, x: o.sub(o.mul(g[1], x[0]), o.mul(g[0], x[1]))),
+    )
+
+
+@composite(_rope_infer, vjp=_rope_vjp, keep="x")
 def rope(o, x, cos, sin, *, interleaved=False):
     """Rotary positions (Su et al. 2021): each pair (a, b) becomes (a cos - b sin, b cos + a sin), in float32.
 
@@ -153,11 +180,7 @@ def rope(o, x, cos, sin, *, interleaved=False):
     dtype = compute_dtype(x.dtype)
     cos, sin = (o.reshape(o.cast(t, dtype=dtype), shape=(*t.shape[:-1], 1, half)) for t in (cos, sin))
     h = o.cast(x, dtype=dtype)
-
-    def part(start: int, stop: int, step: int = 1) -> Any:
-        return o.slice(h, start=(0, 0, 0, start), stop=(B, L, H, stop), step=(1, 1, 1, step))
-
-    a, b = (part(0, 2 * half, 2), part(1, 2 * half, 2)) if interleaved else (part(0, half), part(half, 2 * half))
+    a, b = _pairs(o, h, half, interleaved)
     first, second = o.sub(o.mul(a, cos), o.mul(b, sin)), o.add(o.mul(b, cos), o.mul(a, sin))
     if interleaved:
         pairs = [o.reshape(t, shape=(B, L, H, half, 1)) for t in (first, second)]
@@ -165,5 +188,5 @@ def rope(o, x, cos, sin, *, interleaved=False):
     else:
         parts = [first, second]
     if 2 * half < D:
-        parts.append(part(2 * half, D))
+        parts.append(o.slice(h, start=(0, 0, 0, 2 * half), stop=(B, L, H, D), step=(1, 1, 1, 1)))
     return o.cast(o.concat(*parts, axis=-1), dtype=x.dtype)

@@ -6,6 +6,7 @@ Sums and normalisations run in float32 whatever x is stored in. Activations are 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from zoo.core.dtype import compute_dtype, float32, int32
@@ -197,8 +198,10 @@ def _linear_infer(x: Any, w: Any, bias: Any, *, activation: str | None) -> Meta:
 
 
 def _linear_vjp(o: Any, g: Any, x: Any, w: Any, bias: Any, y: Any, *, activation: str | None) -> Any:
-    if activation is not None:
+    if activation not in (None, "relu"):
         return NotImplemented
+    if activation == "relu":
+        g = o.activation_grad(y, g, activation="relu")
     flat = (math.prod(g.shape[:-1]), w.shape[0])
     rows = o.reshape(g, shape=flat)
     return (
@@ -208,7 +211,12 @@ def _linear_vjp(o: Any, g: Any, x: Any, w: Any, bias: Any, y: Any, *, activation
     )
 
 
-@composite(_linear_infer, vjp=_linear_vjp, keep="x")
+def _kept_of_product(attrs: Mapping[str, Any]) -> str:
+    """x and the weight; the result where relu's slope is read off it; of other activations all that the body takes."""
+    return {None: "01", "relu": "01y"}.get(attrs["activation"], "x")
+
+
+@composite(_linear_infer, vjp=_linear_vjp, keep=_kept_of_product)
 def linear(o, x, w, bias, *, activation=None):
     """activation(x @ w.T + bias).  x (..., K), w (N, K), bias (N,) or None -> (..., N), dtype of x."""
     dtype = compute_dtype(x.dtype)
@@ -239,7 +247,7 @@ def _conv_bias_act_vjp(
     return dx, dw, lambda: o.sum(g, axis=tuple(range(len(g.shape) - 1))), g
 
 
-@composite(_conv_bias_act_infer, vjp=_conv_bias_act_vjp)
+@composite(_conv_bias_act_infer, vjp=_conv_bias_act_vjp, keep=_kept_of_product)
 def conv_bias_act(o, x, w, bias, residual, *, stride, padding, dilation, groups, activation=None):
     """activation(conv(x, w) + bias + residual); bias and residual may be None."""
     settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}

@@ -1,7 +1,7 @@
 """What is bound by memory: activations, norms, softmax, sums over leading axes, random bits, the optimizer's step.
 
-float32 throughout; bfloat16 and float16 where a model that runs meets them. Each kernel is one pass, or as few as can
-be.
+float32 throughout; bfloat16 and float16 where models meet them: in the kernel, or, in what is rarer, widened before it
+and rounded after it. Each kernel is one pass, or as few as can be.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from zoo.core.backends.cpu.kernels.common import CODES, F32, Kernels, bits
 from zoo.core.backends.cpu.kernels.common import WEIGHTS as STORAGE
-from zoo.core.backends.cpu.memory import empty
+from zoo.core.backends.cpu.memory import LARGE, empty
 from zoo.core.dtype import HALVES, int32
 from zoo.core.prims import infer
 from zoo.core.stats import count
@@ -47,6 +47,24 @@ def _stored(*arrays: Any) -> bool:
 def _full(*arrays: Any) -> bool:
     """As _stored, in float32."""
     return all(a.dtype is F32 and _stored(a) for a in arrays)
+
+
+def _widened(kernel: Callable[..., Any], *like: int | None) -> Callable[..., Any]:
+    """The kernel, and for half precision around it.  like: for each result the argument whose dtype it has, or None for
+    float32."""
+
+    def run(b: Any, *args: Any, **attrs: Any) -> Any:
+        if not any(isinstance(a, np.ndarray) and a.dtype in HALVES for a in args):
+            return kernel(b, *args, **attrs)
+        wide = [b.ops.cast(a, dtype=F32) if isinstance(a, np.ndarray) and a.dtype in HALVES else a for a in args]
+        out = kernel(b, *wide, **attrs)
+        if out is NotImplemented:
+            return out
+        results = out if type(out) is tuple else (out,)
+        stored = [y if i is None else b.ops.cast(y, dtype=args[i].dtype) for y, i in zip(results, like, strict=True)]
+        return tuple(stored) if type(out) is tuple else stored[0]
+
+    return run
 
 
 def _run(b: Any, op: str, shape: Any, dtype: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...],
@@ -101,14 +119,14 @@ def swiglu_grad(b: Any, gate: Any, up: Any, g: Any) -> Any:
     return d_gate, d_up
 
 
-def _operand(other: Any, shape: Any) -> Any:
-    """What meets an array of `shape`: one number, one line of it, or all of it, as an array; None for anything else."""
+def _operand(other: Any, x: Any) -> bool:
+    """Whether the kernel takes what meets x: one number, one line of it, or all of it."""
     if not isinstance(other, np.ndarray):
-        return np.full(1, other, F32) if abs(other) <= LARGEST else None
-    if other.ndim > len(shape) or not _full(other) or not other.flags.c_contiguous:
-        return None
+        return abs(other) <= LARGEST
+    if other.ndim > x.ndim or not _stored(x, other) or not other.flags.c_contiguous:
+        return False
     ones = next((i for i, n in enumerate(other.shape) if n != 1), other.ndim)
-    return other if other.shape[ones:] == shape[len(shape) - other.ndim + ones :] else None
+    return other.shape[ones:] == x.shape[x.ndim - other.ndim + ones :]
 
 
 def _binary(name: str) -> Callable[..., Any]:
@@ -118,14 +136,15 @@ def _binary(name: str) -> Callable[..., Any]:
         turned = not isinstance(x, np.ndarray) or (isinstance(y, np.ndarray) and y.size > x.size)
         if turned:
             x, y = y, x
-        if not isinstance(x, np.ndarray) or x.size < SMALL or not _full(x) or not x.flags.c_contiguous:
+        if not isinstance(x, np.ndarray) or x.size < SMALL or not _stored(x) or not x.flags.c_contiguous:
             return NotImplemented
-        other = _operand(y, x.shape)
-        if other is None:
+        if not _operand(y, x):
             return NotImplemented
-        out = empty(x.shape, F32)
-        columns = other.size if other.size > 1 else x.size
-        _run(b, "binary", (x.size // columns, columns), F32, (x, other), (out,), (), (other.size, code, turned))
+        out = empty(x.shape, x.dtype)
+        size, other, numbers = (y.size, bits(y), ()) if isinstance(y, np.ndarray) else (1, None, (float(y),))
+        columns = size if size > 1 else x.size
+        shape = (x.size // columns, columns)
+        _run(b, "binary", shape, x.dtype, (bits(x), other), (out,), numbers, (size, code, turned))
         return out
 
     return kernel
@@ -169,6 +188,25 @@ def adamw_step(b: Any, p: Any, g: Any, m: Any, v: Any, *, lr: float, beta1: floa
     out = tuple(empty(p.shape, F32) for _ in range(3))
     _run(b, "adamw", (1, p.size), F32, tuple(_words(a) for a in (p, g, m, v)), out, numbers)
     return out
+
+
+def full(b: Any, *, shape: Any, value: Any, dtype: Any) -> Any:
+    """In memory that was a result before, where it is large."""
+    if math.prod(shape) * dtype.itemsize < LARGE:
+        return NotImplemented
+    out = empty(tuple(shape), dtype)
+    out.fill(value)
+    return out
+
+
+def scatter_add(b: Any, x: Any, indices: Any, updates: Any) -> Any:
+    lines = x.shape[0]
+    if not _full(x, updates) or lines > MASK >> 1 or indices.min() < 0 or indices.max() >= lines:
+        return NotImplemented
+    y = empty(x.shape, F32)
+    inputs = (_words(x), np.ascontiguousarray(indices, dtype=np.int32), _words(updates))
+    _run(b, "scatter_add", (indices.size, x.size // lines), F32, inputs, (y,), (), (lines,))
+    return y
 
 
 # random numbers
@@ -357,9 +395,10 @@ KERNELS: Kernels = {
     **{name: _along_rows(name) for name in ("softmax", "softmax_grad", "log_softmax", "log_softmax_grad")},
     "activation_grad": activation_grad, "swiglu": swiglu, "swiglu_grad": swiglu_grad, "where": where, "cast": cast,
     **{name: _random(name) for name in ("uniform", "normal")},
-    "adamw_step": adamw_step, "dropout": dropout, "logsumexp": logsumexp,
-    "cross_entropy": cross_entropy, "cross_entropy_grad": cross_entropy_grad, "topk": topk, "rope": rope,
-    "rms_norm": rms_norm, "rms_norm_grad": rms_norm_grad, "layer_norm": layer_norm, "batch_norm": batch_norm,
-    "batch_norm_train": batch_norm_train, "group_norm": group_norm, "group_norm_grad": group_norm_grad, "sum": sum_,
-    "mean": mean,
+    "adamw_step": adamw_step, "dropout": _widened(dropout, 0), "logsumexp": _widened(logsumexp, 0), "topk": topk,
+    "cross_entropy": _widened(cross_entropy, None), "cross_entropy_grad": _widened(cross_entropy_grad, 0), "rope": rope,
+    "rms_norm": rms_norm, "rms_norm_grad": _widened(rms_norm_grad, 0, 1), "layer_norm": layer_norm,
+    "batch_norm": batch_norm, "batch_norm_train": batch_norm_train, "group_norm": group_norm,
+    "group_norm_grad": _widened(group_norm_grad, 0, None, None), "sum": _widened(sum_, 0), "mean": _widened(mean, 0),
+    "full": full, "scatter_add": _widened(scatter_add, 0),
 }  # fmt: skip

@@ -67,6 +67,7 @@ void rows(const char* name, i64 rows, i64 columns, int storage, nb::tuple in, nb
                 case 's': array.open(object, writes, "f", job.k[0] * columns); break;
                 case 'm': array.open(object, writes, "f", job.k[0] * job.k[1]); break;
                 case 'a': array.open(object, writes, "f", job.k[0]); break;
+                case 'h': array.open(object, writes, storage ? "H" : "f", job.k[0]); break;
                 case 'v': array.open(object, writes, "f", rows * job.k[0]); break;
                 default: array.open(object, writes, "i", rows * job.k[0]);
             }

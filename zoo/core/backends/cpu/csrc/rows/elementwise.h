@@ -102,27 +102,20 @@ void swiglu_grad(const Rows& r) {
 
 // ---- two operands: the second as large as the first, one row of it, or one number
 
-template <class F>
+template <class S, class F>
 void binary_by(const Rows& r, const F& f) {
-    const float *const a = floats(r, 0), *const b = floats(r, 1);
-    float* const y = floats_out(r, 0);
+    const auto a = input<S>(r, 0), b = input<S>(r, 1);
+    const auto y = output<S>(r, 0);
     const i64 all = r.rows * r.columns;
     if (r.k[0] == 1) {
-        const vf one = splat(b[0]);
-        return in_blocks(all, GRAIN, [&](i64 begin, i64 end) {
-            each_vector(begin, end, [&](i64 i, i64 n, int) INLINE_LAMBDA { store_first(y + i, f(load_first(a + i, n), one), n); });
-        });
+        const vf one = splat(b ? S::load_first(b, 1)[0] : (float)r.x[0]);
+        return map<S>(r, [one, &f](vf x) INLINE_LAMBDA { return f(x, one); });
     }
-    if (r.k[0] == all)
-        return in_blocks(all, GRAIN, [&](i64 begin, i64 end) {
-            each_vector(begin, end, [&](i64 i, i64 n, int) INLINE_LAMBDA {
-                store_first(y + i, f(load_first(a + i, n), load_first(b + i, n)), n);
-            });
-        });
+    if (r.k[0] == all) return map2<S>(r, f);
     each_row(r, [&](i64 row) {
         const i64 at = row * r.columns;
         each_vector(0, r.columns, [&](i64 i, i64 n, int) INLINE_LAMBDA {
-            store_first(y + at + i, f(load_first(a + at + i, n), load_first(b + i, n)), n);
+            S::store_first(y + at + i, f(S::load_first(a + at + i, n), S::load_first(b + i, n)), n);
         });
     });
 }
@@ -135,18 +128,21 @@ enum Binary : int { ADD, SUB, MUL, DIV, MAXIMUM, MINIMUM };
 void binary(const Rows& r) {
     if (r.k[0] != 1 && r.k[0] != r.columns && r.k[0] != r.rows * r.columns) return;
     const bool turned = r.k[2];
-    switch (r.k[1]) {
-        case ADD: return binary_by(r, [](vf a, vf b) INLINE_LAMBDA { return a + b; });
-        case SUB:
-            return turned ? binary_by(r, [](vf a, vf b) INLINE_LAMBDA { return b - a; })
-                          : binary_by(r, [](vf a, vf b) INLINE_LAMBDA { return a - b; });
-        case MUL: return binary_by(r, [](vf a, vf b) INLINE_LAMBDA { return a * b; });
-        case DIV:
-            return turned ? binary_by(r, [](vf a, vf b) INLINE_LAMBDA { return b / a; })
-                          : binary_by(r, [](vf a, vf b) INLINE_LAMBDA { return a / b; });
-        case MAXIMUM: return binary_by(r, [](vf a, vf b) INLINE_LAMBDA { return larger(a, b); });
-        case MINIMUM: return binary_by(r, [](vf a, vf b) INLINE_LAMBDA { return smaller(a, b); });
-    }
+    by_storage(r.storage, [&](auto s) {
+        typedef decltype(s) S;
+        switch (r.k[1]) {
+            case ADD: return binary_by<S>(r, [](vf a, vf b) INLINE_LAMBDA { return a + b; });
+            case SUB:
+                return turned ? binary_by<S>(r, [](vf a, vf b) INLINE_LAMBDA { return b - a; })
+                              : binary_by<S>(r, [](vf a, vf b) INLINE_LAMBDA { return a - b; });
+            case MUL: return binary_by<S>(r, [](vf a, vf b) INLINE_LAMBDA { return a * b; });
+            case DIV:
+                return turned ? binary_by<S>(r, [](vf a, vf b) INLINE_LAMBDA { return b / a; })
+                              : binary_by<S>(r, [](vf a, vf b) INLINE_LAMBDA { return a / b; });
+            case MAXIMUM: return binary_by<S>(r, [](vf a, vf b) INLINE_LAMBDA { return larger(a, b); });
+            case MINIMUM: return binary_by<S>(r, [](vf a, vf b) INLINE_LAMBDA { return smaller(a, b); });
+        }
+    });
 }
 
 void where(const Rows& r) {

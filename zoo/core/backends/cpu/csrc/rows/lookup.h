@@ -1,4 +1,4 @@
-// Rotary positions and the largest of a row.
+// Rotary positions, the largest of a row, and sums into the lines that indices name.
 
 // Each pair (a, b) of the first 2 * half channels becomes (a cos - b sin, b cos + a sin); pairs are (i, i + half), or neighbours.
 // x is (batch * length, heads) rows; angles have one line of `half` for each position, or for each position of each sample.
@@ -85,5 +85,22 @@ void topk(const Rows& r) {
                 static_cast<int32_t*>(r.out[1])[row * k + i] = from[i].place;
             }
         }
+    });
+}
+
+// y = x, and each row of updates added to the line of y that it names. Every task has some of the columns of all lines, so no two
+// meet, and what falls on one line is added up in the order of the rows.
+void scatter_add(const Rows& r) {
+    const i64 C = r.columns;
+    const float *const x = floats(r, 0), *const updates = floats(r, 2);
+    const int32_t* const place = static_cast<const int32_t*>(r.in[1]);
+    float* const y = floats_out(r, 0);
+    in_blocks(r.k[0] * C, 4 * GRAIN, [&](i64 i, i64 end) { __builtin_memcpy(y + i, x + i, (size_t)(end - i) * sizeof(float)); });
+    in_blocks(C, at_least(64, GRAIN / at_least(r.rows, 1)), [&](i64 first, i64 end) {
+        for (i64 row = 0; row < r.rows; row++)
+            each_vector(first, end, [&](i64 j, i64 n, int) INLINE_LAMBDA {
+                float* const to = y + place[row] * C + j;
+                store_first(to, load_first(to, n) + load_first(updates + row * C + j, n), n);
+            });
     });
 }

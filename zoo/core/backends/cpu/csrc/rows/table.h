@@ -6,13 +6,14 @@ namespace zoo {
 // The kernels of this family and what each takes: name and "inputs > outputs", a letter for each array, `?` where there may be none.
 //   e  rows * columns values as stored (float32, or 16-bit words)     b  rows * columns bytes of 0 and 1
 //   f  rows * columns float32      c  columns float32     r  rows float32     i  rows int32
-//   s  k[0] * columns float32      m  k[0] * k[1] float32     a  k[0] float32     v  rows * k[0] float32     p  rows * k[0] int32
+//   s  k[0] * columns float32      m  k[0] * k[1] float32     a  k[0] float32     h  k[0] values as stored
+//   v  rows * k[0] float32         p  rows * k[0] int32
 #define ROWS_OPS(X)                                                                                                      \
     X(unary, "e>e")                     /* k: function */                                                                \
     X(activation_grad, "ee>e")          /* value, g; k: activation */                                                    \
     X(swiglu, "ee>e")                   /* gate, up */                                                                   \
     X(swiglu_grad, "eee>ee")            /* gate, up, g -> of gate, of up */                                              \
-    X(binary, "fa>f")                   /* k: length of the second, function, second comes first */                      \
+    X(binary, "eh?>e")                  /* x: the second, if a number; k: its length, function, second comes first */    \
     X(where, "bf?f?>f")                 /* x: the numbers for absent branches */                                         \
     X(widen, "e>f")                                                                                                      \
     X(narrow, "f>e")                                                                                                     \
@@ -36,7 +37,8 @@ namespace zoo {
     X(group_norm_grad, "fc?f>fc?c?")    /* x, weight, g -> of x, weight, bias; k: samples, groups; x: eps */             \
     X(column_sums, "f>s")               /* of each of k[0] blocks of rows */                                             \
     X(rope, "eaa>e")                    /* x, cos, sin; k: size of cos, heads, half, interleaved */                      \
-    X(topk, "f>vp")                     /* k: how many */
+    X(topk, "f>vp")                     /* k: how many */                                                                \
+    X(scatter_add, "sif>s")             /* x, places, updates; k: lines of x */
 
 struct Rows {
     i64 rows, columns;
