@@ -21,6 +21,9 @@ from typing import Any
 from zoo.core.errors import ZooError
 
 REQUIRED = inspect.Parameter.empty
+MODEL = "model"
+GIVEN = ("device", "quiet", "progress")
+"""Parameters of a `finetune` that are no options: who calls it fills them in."""
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def test_impossible_options_are_refused(wrong: dict[str, Any], says: str) -> Non
         Training(**wrong)
 
 
-@recipe
+@recipe("port")
 def port(
     model: Any, *, data: Path, mode: Literal["a", "b"] = "a",
     training: Training = Training(epochs=2, batch=3, without=("lora",)),  # noqa: B008

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from typing import Any, Literal
 
@@ -16,17 +17,22 @@ from zoo.cli.common import (
     results_of,
     weights_option,
 )
+from zoo.cli.configured import config_options, settle
 from zoo.cli.console import Console, Stopwatch
 from zoo.cli.run import default_text, load_model
 from zoo.cli.signature import Described, command, describe, option, parameter, under
 from zoo.core.errors import ZooError
-from zoo.options import Option
+from zoo.options import GIVEN, Option
 from zoo.port import Port
 
-GIVEN = ("device", "quiet", "progress")
-"""Values a port's `finetune` gets if it has a parameter of that name."""
-
 MODEL, TRAINING, OUTPUT = "Model", "Training", "Output"
+
+START = {
+    "weights": Option("weights", str | None, None, ""),
+    "device": Option("device", str | None, None, ""),
+    "dtype": Option("dtype", Literal["f32", "f16", "bf16", "int8", "int4"] | None, None, ""),
+}
+"""What --config and --set may say of the model that one starts from."""
 
 HELP = {
     "data": "your data: a directory or file",
@@ -48,7 +54,7 @@ class FinetuneGroup(PortGroup):
         panels = [(each, _panel(port, each)) for each in described.options.values()]
         start = f"start from a checkpoint's name, directory or file{default_start(port, described)}"
         parameters = [
-            *(parameter(each, panel) for each, panel in panels if panel not in (TRAINING, OUTPUT)),
+            *(parameter(each, panel, required=False) for each, panel in panels if panel not in (TRAINING, OUTPUT)),
             *under(
                 MODEL,
                 *([weights_option(start)] if described.takes_model else []),
@@ -58,12 +64,17 @@ class FinetuneGroup(PortGroup):
             *(parameter(each, panel) for each, panel in panels if panel == TRAINING),
             *(parameter(each, panel) for each, panel in panels if panel == OUTPUT),
             *under(OUTPUT, *output_options()),
+            *config_options("Options from elsewhere"),
         ]
+
+        known = {**described.options, **{each.name: START[each.name] for each in parameters if each.name in START}}
 
         @interruptible
         def body(**values: Any) -> None:
-            finetune(port, described, values)
+            ctx = values.pop("ctx")
+            finetune(port, described, settle(port.name, ctx, values, known))
 
+        parameters.append(inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
         return command(port.name, body, parameters, described.help or f"Train {port.name} on your own data.")
 
 
@@ -76,9 +87,9 @@ def _panel(port: Port, each: Option) -> str:
 
 def _dtype_option() -> inspect.Parameter:
     """Of ports that train an adapter beside weights that stay: those may be stored in any way."""
-    kind = Literal["f32", "f16", "bf16", "int8", "int4"]
+    kind = START["dtype"].kind
     help = "of the weights one starts from (int8, int4: of what stays beside --lora); without it, as they are stored"
-    return option("dtype", kind | None, None, help=help, show_default=False)
+    return option("dtype", kind, None, help=help, show_default=False)
 
 
 def default_start(port: Port, described: Described) -> str:
@@ -93,6 +104,8 @@ def finetune(port: Port, described: Described, values: dict[str, Any]) -> None:
     with Console(quiet=values["quiet"], as_json=values["as_json"]) as console:
         watch = Stopwatch()
         ref = values.get("weights")
+        if ref is None and described.needs_model and port.checkpoints:
+            ref = port.checkpoints[0]
         if described.needs_model or ref is not None:
             model, shown, _, device = load_model(port, ref, values["device"], values.get("dtype"))
             models = [model]
@@ -103,6 +116,9 @@ def finetune(port: Port, described: Described, values: dict[str, Any]) -> None:
         )
         given = {"device": device, "quiet": values["quiet"], "progress": console.progress}
         arguments = described.arguments(values) | {name: given[name] for name in described.wanted}
+        if "training" in described.groups:
+            start = {"weights": ref, "device": device.name, "dtype": values.get("dtype")}
+            arguments["training"] = dataclasses.replace(arguments["training"], start=start)
         for result in results_of(port.finetune(*models, **arguments)):
             console.result(result)
         console.document({"model": port.name, "weights": shown, "device": device.name})

@@ -15,9 +15,7 @@ from typing import Any
 
 import typer
 
-from zoo.options import REQUIRED, Option, options
-
-MODEL = "model"
+from zoo.options import MODEL, REQUIRED, Option, options
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def perplexity(model: Llama, data: tuple[np.ndarray, ...], batch: int = 4) -> fl
     return math.exp(nats / tokens)
 
 
-@recipe
+@recipe("llama")
 def finetune(
     model: Llama, *, data: Path, context: int = 256, training: Training = TRAINING, quiet: bool = False
 ) -> Iterator[Trained]:

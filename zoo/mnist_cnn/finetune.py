@@ -90,7 +90,7 @@ def _place(model: Any, array: np.ndarray) -> Tensor:
     return Tensor(model.device.from_host(array), model.device)
 
 
-@recipe
+@recipe("mnist_cnn")
 def finetune(
     model: MnistCNN | None = None,
     *,

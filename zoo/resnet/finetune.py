@@ -52,7 +52,7 @@ class Trained:
         return f"{self.out}: {self.top1:.2%} on {self.unseen:,} unseen pictures of {len(self.classes)} classes"
 
 
-@recipe
+@recipe("resnet")
 def finetune(
     model: ResNet,
     *,

@@ -101,7 +101,7 @@ class Batches:
         return noisy, times, target, weights, *told
 
 
-@recipe
+@recipe("stable_diffusion")
 def finetune(
     model: Any,
     *,

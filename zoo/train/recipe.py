@@ -2,7 +2,7 @@
 
     TRAINING = Training(epochs=3, batch=4, lr=1e-4, out=Path("runs/mine"))      the port's defaults
 
-    @recipe
+    @recipe("mine")
     def finetune(model, *, data: Path, context: int = 256, training: Training = TRAINING, quiet: bool = False):
         rows = training.loader(...)
         learner = training.learner(model, rows, loss=loss, optimizer=AdamW(), quiet=quiet)
@@ -25,6 +25,8 @@ from typing import Any, Literal, TypeVar
 from zoo.core.errors import ZooError
 from zoo.data.loader import Loader
 from zoo.nn import Module
+from zoo.options import GIVEN, MODEL, options
+from zoo.train import config
 from zoo.train import schedule as schedules
 from zoo.train.learner import Learner, Loss, Metrics
 from zoo.train.optim import Optimizer
@@ -32,6 +34,8 @@ from zoo.train.optim import Optimizer
 Result = TypeVar("Result")
 FREE = {"free": True}
 """Of options that may change when a run is resumed: they change no bit of what it gives."""
+HIDDEN = {"free": True, "option": False}
+"""Of fields that are no options."""
 FINAL = 10
 """What cosine and linear divide the highest rate by in the end (Brown et al. 2020)."""
 RISE = 0.3
@@ -81,6 +85,10 @@ class Training:
     log_every: int = field(default=10, metadata=FREE)
     without: tuple[str, ...] = field(default=(), metadata=FREE)
     """Options that a port does not have."""
+    start: Mapping[str, Any] | None = field(default=None, compare=False, metadata=HIDDEN)
+    """Where the model came from, for config.toml: weights, device, dtype. None: what the model says of it."""
+    config: str | None = field(default=None, compare=False, metadata=HIDDEN)
+    """The text of config.toml; `recipe` makes it."""
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "steps": 1, "batch": 1, "lr": 0, "warmup": 0, "clip": 0, "accumulate": 1, "lora": 0,
@@ -142,6 +150,7 @@ class Training:
             metrics=metrics, clip=self.clip or None, ema=self.ema or None, accumulate=self.accumulate, counts=counts,
             unit=unit, out=self.out, keep=self.keep, save_every=self.save_every, export=export, seed=self.seed,
             settings={**self.settings(), **(settings or {})}, log_every=self.log_every, quiet=quiet,
+            watchers=[] if self.config is None else [config.Writer(self.config)],
         )  # fmt: skip
 
     def settings(self) -> dict[str, Any]:
@@ -155,15 +164,33 @@ class Training:
         return learner.fit(self.epochs) if self.steps is None else learner.fit(steps=self.steps)
 
 
-def recipe(function: Callable[..., Result]) -> Callable[..., Result]:
-    """A port's `finetune` that takes the fields of its `training` by their names too."""
-    signature = inspect.signature(function)
-    default = signature.parameters["training"].default
-    names = {f.name for f in dataclasses.fields(default)} - set(signature.parameters)
+def recipe(port: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """Of a port's `finetune`: it takes the fields of its `training` by their names too, and its run writes down what it
+    was told (zoo/train/config.py)."""
 
-    @functools.wraps(function)
-    def call(*models: Any, training: Training = default, **options: Any) -> Result:
-        changed = {name: options.pop(name) for name in names & set(options)}
-        return function(*models, training=dataclasses.replace(training, **changed), **options)
+    def wrap(function: Callable[..., Result]) -> Callable[..., Result]:
+        signature = inspect.signature(function)
+        default = signature.parameters["training"].default
+        names = {f.name for f in dataclasses.fields(default)} - set(signature.parameters)
 
-    return call
+        @functools.wraps(function)
+        def call(*models: Any, training: Training = default, **given: Any) -> Result:
+            training = dataclasses.replace(training, **{name: given.pop(name) for name in names & set(given)})
+            bound = signature.bind(*models, training=training, **given)
+            bound.apply_defaults()
+            told = {**bound.arguments, **vars(training)}
+            start = _origin(told) if training.start is None else training.start
+            text = config.text(port, start, options(function, {MODEL, *GIVEN})[1], told)
+            return function(*models, training=dataclasses.replace(training, config=text), **given)
+
+        return call
+
+    return wrap
+
+
+def _origin(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights and device of a model that was loaded by its user."""
+    model, device = told.get(MODEL), told.get("device")
+    source = getattr(model, "source", None)
+    device = getattr(model, "device", device)
+    return {"weights": getattr(source, "shown", None), "device": getattr(device, "name", device)}

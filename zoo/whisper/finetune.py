@@ -77,7 +77,7 @@ def nats_per_token(model: Whisper, clips: Clips, batch: int = 4) -> float:
     return nats / tokens
 
 
-@recipe
+@recipe("whisper")
 def finetune(
     model: Whisper,
     *,
