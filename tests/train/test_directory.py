@@ -16,7 +16,7 @@ from small_run import bits, blobs, make
 import zoo
 from zoo.hub import files
 from zoo.hub.safetensors import write
-from zoo.train import Loader, RunDirectory, checkpoint
+from zoo.train import Loader, RunDirectory, Step, Watcher, checkpoint
 from zoo.train.directory import SaveEvery
 
 
@@ -132,7 +132,7 @@ def test_what_does_not_fit_leaves_the_learner_as_it_was(tmp_path):
 
 HOLD = """
 import sys
-from zoo.train import RunDirectory
+from zoo.train import RunDirectory, Step, Watcher
 with RunDirectory(sys.argv[1]).held(resumed=False):
     print("held", flush=True)
     sys.stdin.read()
@@ -170,11 +170,12 @@ def test_a_full_disk_leaves_what_is_there(tmp_path, monkeypatch):
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(files.os, "fsync", full)
-        patch.setattr("zoo.train.journal.Journal.cut", lambda self, step: None)
-        with pytest.raises(zoo.WeightsError, match="cannot write") as error:
-            make(tmp_path).resume().fit(steps=5)
+    class Fills(Watcher):
+        def stepped(self, step: Step) -> None:
+            patch.setattr(files.os, "fsync", full)
+
+    with monkeypatch.context() as patch, pytest.raises(zoo.WeightsError, match="cannot write") as error:
+        make(tmp_path, watchers=[Fills()]).resume().fit(steps=5)
     assert "the disk is full" in error.value.why and "step-00000003" in error.value.why
     assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()} == before
     whole, resumed = make(), make(tmp_path).resume()

@@ -20,7 +20,7 @@ from zoo.core import ops
 from zoo.nn import losses
 from zoo.train import SGD, AdamW, Learner, Loader, RunDirectory, constant, matrices_only, progress
 from zoo.train import __doc__ as HOW_TO
-from zoo.train.learner import LOG
+from zoo.train.journal import LOG
 
 
 def test_it_learns_and_reports(device, tmp_path):

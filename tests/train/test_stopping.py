@@ -13,7 +13,7 @@ import pytest
 from small_run import bits, loss, make
 
 from zoo.train import RunDirectory
-from zoo.train.learner import LOG
+from zoo.train.journal import LOG
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are sent the POSIX way")
 

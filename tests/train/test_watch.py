@@ -10,7 +10,7 @@ from small_run import Net, loss, make
 
 import zoo
 from zoo.train import Watcher, schedule
-from zoo.train.learner import LOG
+from zoo.train.journal import LOG
 
 
 class Told(Watcher):
@@ -52,6 +52,7 @@ def test_a_watcher_is_told_of_everything_in_order(tmp_path):
     assert [s.lr for s in steps] == [schedule.one_cycle(0.05, 40)(i) for i in range(16)]
     assert all(s.grad_norm > 0 and s.memory > 1e6 for s in steps)
     assert all(a.seconds < b.seconds for a, b in itertools.pairwise(steps))
+    assert steps[-1].seconds >= sum(s.took for s in steps) and all(s.took > 0 for s in steps)
     assert told.all("validated") == learner.history and told.all("closed") == ["finished"]
 
 

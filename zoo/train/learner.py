@@ -21,6 +21,7 @@ from zoo.core.tensor import Tensor
 from zoo.data.loader import Loader, stream
 from zoo.nn import Module
 from zoo.nn.quantized import KINDS
+from zoo.train import tensorboard
 from zoo.train.average import Average
 from zoo.train.batch import on_device, size
 from zoo.train.best import best
@@ -33,9 +34,9 @@ from zoo.train.progress import Progress
 from zoo.train.schedule import Schedule
 from zoo.train.state import changing, put_back, settings, statistics, taken
 from zoo.train.stopping import StopRequest
+from zoo.train.tensorboard import TensorBoard
 from zoo.train.watch import Epoch, Run, Step, Watcher, Watchers
 
-LOG = "log.jsonl"
 CHECK = 100  # steps after which ranks compare their weights: a sum of 1 GB takes about a second
 
 Loss = Callable[[Any, Any], Tensor]
@@ -57,9 +58,9 @@ class Learner:
     fewer.
 
     out: a directory for the checkpoints (after every epoch, when stopped, and every `save_every` steps (500) or minutes
-    ("10min"; None: not); the newest `keep` stay), and `log.jsonl` (every `log_every` steps and every epoch). All
-    randomness follows from `seed` and the seed of `data`: the same run on the same device gives the same bits, also
-    when it is stopped anywhere and resumed.
+    ("10min"; None: not); the newest `keep` stay), and what the run tells, every `log_every` steps and every epoch
+    (zoo/train/journal.py). All randomness follows from `seed` and the seed of `data`: the same run on the same device
+    gives the same bits, also when it is stopped anywhere and resumed.
 
     export(model, directory) writes the model as it is kept when training is done; after every epoch that validates best
     so far (zoo/train/best.py), it is given `out`/best.
@@ -118,9 +119,9 @@ class Learner:
         self.ranks.share_cores(self.device)
         for loader in [data] if validation is None else [data, validation]:
             loader.part = (self.ranks.rank, self.ranks.size)
-        screen = [] if quiet else [Progress()]
-        files = [] if self.out is None else [Journal(self.out / LOG, log_every)]
-        self.watch = Watchers([*screen, *files, *watchers] if self.ranks.first else [])
+        files: list[Watcher] = [] if self.out is None else [Journal(self.out, log_every)]
+        files += [] if self.out is None or not tensorboard.installed() else [TensorBoard(self.out, log_every)]
+        self.watch = Watchers([*files, *([] if quiet else [Progress()]), *watchers] if self.ranks.first else [])
         self._resumed, self._saved = False, (-1, -1)
         self._losses = [0.0, 0]  # sum and count of this epoch
 
@@ -180,13 +181,26 @@ class Learner:
                 continue
             if self.step >= total:
                 return
+            last = time.perf_counter()
             for batches in self._groups():
                 lr = self.schedule(self.step)
                 value, norm, rows, count = self._step(batches, lr)
                 self._losses = [self._losses[0] + value, self._losses[1] + 1]
-                seconds = time.perf_counter() - start
-                epoch = self.data.epoch + 1
-                self.watch.stepped(Step(self.step, epoch, value, lr, rows, count, norm, seconds, memory()))
+                took, last = time.perf_counter() - last, time.perf_counter()
+                self.watch.stepped(
+                    Step(
+                        step=self.step,
+                        epoch=self.data.epoch + 1,
+                        loss=value,
+                        lr=lr,
+                        rows=rows,
+                        count=count,
+                        grad_norm=norm,
+                        seconds=last - start,
+                        took=took,
+                        memory=memory(),
+                    )
+                )
                 if self.step % CHECK == 0:
                     self.ranks.check(self.step, changing(self))
                 stop.agree()
@@ -195,7 +209,7 @@ class Learner:
                 if self.step >= total or stop.asked is not None:
                     return
                 if self.ranks.first_says(self._save_every.due(self.step)):
-                    self.seconds = seconds
+                    self.seconds = time.perf_counter() - start
                     self.save()
 
     def _groups(self) -> Iterator[list[Any]]:
@@ -312,12 +326,19 @@ class Learner:
         return self
 
     def _run(self, total: int) -> Run:
-        every = [slot for slot in self._live.slots().values() if not slot.buffer]
-        trainable = sum(slot.value.size for slot in every if slot.trainable)
+        sizes = [(slot.value.size, slot.trainable) for slot in self._live.slots().values() if not slot.buffer]
         return Run(
-            type(self.model).__name__, self.step, total, -(-len(self.data) // self.accumulate), trainable,
-            sum(slot.value.size for slot in every), self.device.name, self.unit, settings(self), self.out,
-        )  # fmt: skip
+            name=type(self.model).__name__,
+            step=self.step,
+            total=total,
+            steps_per_epoch=-(-len(self.data) // self.accumulate),
+            trainable=sum(size for size, trainable in sizes if trainable),
+            parameters=sum(size for size, _ in sizes),
+            device=", ".join([self.device.name, *getattr(self.device, "details", ())]),
+            unit=self.unit,
+            settings=settings(self),
+            out=self.out,
+        )
 
     def _stopped(self) -> str:
         where = f"; {self.out} holds the run, --resume goes on" if self.out is not None else "; nothing was saved"

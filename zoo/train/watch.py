@@ -11,6 +11,7 @@ A watcher is called between steps, by the thread that trains: what it takes is t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,8 +42,9 @@ class Run:
 @dataclass(frozen=True)
 class Step:
     """A step that is done, on `rows` examples, of which `count` entries (tokens, or the examples themselves). epoch is
-    counted from 1; seconds of training so far; memory in bytes that the process holds (None where the system does not
-    say); grad_norm before clipping (None where it was not worked out)."""
+    counted from 1; seconds of training so far; took: seconds of this step and its data, without validation; memory in
+    bytes that the process holds (None where the system does not say); grad_norm before clipping
+    (None where it was not worked out)."""
 
     step: int
     epoch: int
@@ -52,6 +54,7 @@ class Step:
     count: float
     grad_norm: float | None
     seconds: float
+    took: float
     memory: int | None
 
 
@@ -87,7 +90,7 @@ class Watcher:
 
 
 class Watchers(Watcher):
-    """Several as one, told in their order."""
+    """Several as one, told in their order; all are told of the end, also when one fails at it."""
 
     def __init__(self, each: Iterable[Watcher]):
         self.each = list(each)
@@ -109,5 +112,25 @@ class Watchers(Watcher):
             watcher.say(text)
 
     def closed(self, reason: str) -> None:
-        for watcher in self.each:
-            watcher.closed(reason)
+        with contextlib.ExitStack() as stack:
+            for watcher in reversed(self.each):
+                stack.callback(watcher.closed, reason)
+
+
+class Pace:
+    """Examples and entries per second over some steps."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        self.rows, self.count, self.seconds = 0, 0.0, 0.0
+
+    def step(self, step: Step) -> None:
+        self.rows, self.count, self.seconds = self.rows + step.rows, self.count + step.count, self.seconds + step.took
+
+    def rates(self, unit: str) -> dict[str, float]:
+        """Name -> per second: of examples, and of the run's unit where that is another."""
+        seconds = max(self.seconds, 1e-9)
+        found = {"examples_per_second": round(self.rows / seconds, 2)}
+        return found if unit == "examples" else {**found, f"{unit}_per_second": round(self.count / seconds, 2)}
