@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from zoo.core.errors import DataError
-from zoo.data.folder import HELD_OUT, Pictures, read_folder, read_split
+from zoo.data.files import HELD_OUT
+from zoo.data.folder import Pictures, read_folder, read_split
 
 
 def fill(root: Path, **counts: int) -> Path:
@@ -52,7 +53,7 @@ def test_folders_of_their_own(name: str, tmp_path: Path) -> None:
 
 def test_what_is_missing_is_told(tmp_path: Path) -> None:
     for make, why in (
-        (lambda: tmp_path / "none", "no such directory"),
+        (lambda: tmp_path / "none", "no such file or directory"),
         (lambda: fill(tmp_path / "a", x=0), "holds no picture"),
         (lambda: fill(tmp_path / "b", x=3, y=1), "y holds 1 picture"),
     ):

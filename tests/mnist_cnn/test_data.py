@@ -145,3 +145,35 @@ def test_a_mirror_that_serves_something_else(tmp_path: Path, mirror: Path) -> No
     with pytest.raises(DownloadError):
         data.fetch(tmp_path / "mnist")
     assert not (tmp_path / "mnist" / f"{TRAIN_IMAGES}.gz").exists()
+
+
+def test_digits_as_pictures_in_folders_and_in_rows(tmp_path):
+    from PIL import Image
+
+    from zoo.data.bad import Skipped
+
+    rng = np.random.default_rng(0)
+    rows = []
+    for digit in (3, 7):
+        (tmp_path / str(digit)).mkdir()
+        for i in range(4):
+            picture = np.zeros((28, 28), np.uint8)
+            picture[4:24, 10:18] = rng.integers(150, 255, (20, 8))
+            Image.fromarray(picture).save(tmp_path / str(digit) / f"{i}.png")
+            rows.append(f'{{"file_name": "{digit}/{i}.png", "label": {digit}}}')
+    found = load(tmp_path)
+    assert found.train.labels.tolist() == [3, 3, 3, 7, 7, 7] and found.validation.labels.tolist() == [3, 7]
+    assert found.test is None and found.train.images.dtype == np.uint8 and found.train.images.shape == (6, 28, 28)
+    assert found.train.images.max() > 150 and found.train.images[:, 0].max() == 0
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    again = load(tmp_path)
+    assert np.array_equal(again.train.images, found.train.images)
+
+    (tmp_path / "7" / "1.png").write_bytes(b"torn")
+    with pytest.raises(DataError, match=r"train.jsonl:6, .*1\.png\n.*cannot read a digit"):
+        load(tmp_path)
+    skipped = Skipped()
+    assert len(load(tmp_path, skipped).train) == 5 and len(skipped) == 1
+    (tmp_path / "train.jsonl").write_text("\n".join(rows).replace(": 7}", ': "seven"}'))
+    with pytest.raises(DataError, match="seven is no digit"):
+        load(tmp_path)

@@ -190,7 +190,7 @@ def test_the_command_tunes_and_what_it_tuned_draws(
 
 def test_captions_and_pictures(data: Path, tmp_path: Path) -> None:
     found = captioned.read(data)
-    assert [(path.name, text) for path, text in found] == [
+    assert [(pair.path.name, pair.caption) for pair in found] == [
         ("0.png", "the red bike"), ("1.png", "a (blue) bike"), ("2.png", "the sea"),
     ]  # fmt: skip
     array = captioned.pixels(data / "0.png", (8, 8))
@@ -204,7 +204,11 @@ def test_captions_and_pictures(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "says"),
-    [("{", "line 1"), ('{"file_name": 3, "text": "x"}', "line 1"), ('{"file_name": "9.png", "text": "x"}', "9.png")],
+    [
+        ("{", r"metadata\.jsonl:1"),
+        ('{"file_name": 3, "text": "x"}', r"metadata\.jsonl:1"),
+        ('{"file_name": "9.png", "text": "x"}', "9.png"),
+    ],
 )
 def test_broken_metadata_is_named(data: Path, line: str, says: str) -> None:
     (data / "metadata.jsonl").write_text(line)
@@ -218,7 +222,7 @@ def test_what_cannot_be_trained_is_said(weights: Path, data: Path, tmp_path: Pat
     empty.mkdir()
     for options, says in (
         ({"data": empty}, "no pictures"),
-        ({"data": tmp_path / "absent"}, "no such directory"),
+        ({"data": tmp_path / "absent"}, "no such file or directory"),
         ({"data": data, "size": 17}, "17 x 17"),
         ({"data": data, "drop": 1.5}, "--drop"),
         ({"data": data, "size": SIDE, "prior_data": data}, "--prior"),

@@ -6,6 +6,7 @@ for it (`--skip-bad`) gets the rest of the data, a count, and every row that was
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,16 @@ class BadRow(DataError):
 
 class Skipped:
     """Rows that are left out, by their places, each once. With a directory, they are written into its skipped.jsonl as
-    they are met: {"row": PLACE, "why": TEXT}."""
+    they are met: {"row": PLACE, "why": TEXT}. resume: what that file tells already counts too."""
 
-    def __init__(self, directory: Path | None = None):
+    def __init__(self, directory: Path | None = None, resume: bool = False):
         self.path = None if directory is None else directory / FILE
         self.rows: dict[str, str] = {}
+        if resume and self.path is not None and self.path.is_file():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):  # the last line of a run that was killed
+                    found = json.loads(line)
+                    self.rows[str(found["row"])] = str(found["why"])
 
     def __len__(self) -> int:
         return len(self.rows)

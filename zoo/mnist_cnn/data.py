@@ -2,19 +2,27 @@
 
 The first 50,000 training images train and the last 10,000 validate, so that the official test set, where it is
 there, is looked at once, at the end, and chooses nothing.
+
+Or pictures of digits, in folders named 0 to 9 or with rows that name them (`zoo.data.folder`): they are brought to what
+the network sees as `zoo run` does it.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from zoo.core.errors import DataError
+from zoo.data.bad import BadRow, Skipped
+from zoo.data.files import find
+from zoo.data.folder import READERS, Labelled, read_split
 from zoo.data.idx import read_idx
+from zoo.mnist_cnn import image
 from zoo.mnist_cnn.config import CLASSES, SIDE
 
 HELD_OUT = 6  # one part in six: the last 10,000 of MNIST's 60,000
@@ -55,18 +63,22 @@ class Mnist:
     test: Split | None
 
 
-def load(directory: str | os.PathLike[str]) -> Mnist:
-    """Read MNIST, or a data set in its format, from a directory of IDX files, plain or .gz.
+def load(directory: str | os.PathLike[str], skipped: Skipped | None = None) -> Mnist:
+    """Read MNIST, or a data set in its format, from a directory of IDX files, plain or .gz; or pictures of digits.
 
-    Raises DataError when a file is missing, is not what its name says, or images and labels do not pair up.
+    Raises DataError when a file is missing, is not what its name says, or images and labels do not pair up; of
+    pictures, when one cannot be used, unless those are `skipped`.
     """
     images, labels = _find(directory, TRAIN_IMAGES), _find(directory, TRAIN_LABELS)
+    if images is None and labels is None and _pictures(Path(directory)):
+        train, held_out = read_split(directory, skipped)
+        return Mnist(_digits(train, skipped), _digits(held_out, skipped), None)
     if images is None or labels is None:
         missing = TRAIN_IMAGES if images is None else TRAIN_LABELS
         raise DataError(
             f"no MNIST in {os.fspath(directory)}",
             f"there is no {missing}, plain or .gz" if os.path.isdir(directory) else "there is no such directory",
-            "Name the directory that holds the four IDX files; without --data they are fetched.",
+            "Name a directory with the four IDX files, or folders 0 to 9 of pictures; without --data they are fetched.",
         )
     both = read_pair(images, labels)
     if len(both) < 2:
@@ -80,6 +92,43 @@ def load(directory: str | os.PathLike[str]) -> Mnist:
     images, labels = _find(directory, TEST_IMAGES), _find(directory, TEST_LABELS)
     test = read_pair(images, labels) if images is not None and labels is not None else None
     return Mnist(both[:kept], both[kept:], test)
+
+
+def _pictures(path: Path) -> bool:
+    """Whether there are folders of digits, or rows."""
+    if not path.exists():
+        return False
+    train = find(path).train
+    return train.is_file() or any((train / str(digit)).is_dir() for digit in range(CLASSES))
+
+
+def _digits(labelled: Labelled, skipped: Skipped | None) -> Split:
+    """Raises DataError if a class is no digit, or a picture cannot be used and is not to be skipped."""
+    odd = [name for name in labelled.classes if name not in [str(digit) for digit in range(CLASSES)]]
+    if odd:
+        raise DataError("cannot use these pictures", f"{odd[0]} is no digit", "Name folders and labels 0 to 9.")
+
+    def read(row: int) -> np.ndarray | BadRow:
+        file = labelled.files[row]
+        try:
+            return np.rint(image.read(file) * 255).astype(np.uint8)
+        except DataError as error:
+            place = str(file) if labelled.places is None else f"{labelled.places[row]}, {file}"
+            return BadRow(row, place, f"{error.what}: {error.why}")
+
+    pictures, labels = [], []
+    with ThreadPoolExecutor(READERS) as readers:
+        for found, label in zip(readers.map(read, range(len(labelled))), labelled.labels, strict=True):
+            if isinstance(found, np.ndarray):
+                pictures.append(found)
+                labels.append(int(labelled.classes[label]))
+            elif skipped is None:
+                raise found
+            else:
+                skipped.add(found.place, found.why)
+    if not pictures:
+        raise DataError("there is nothing to learn", "no picture can be used", "Give pictures of digits.")
+    return Split(np.stack(pictures), np.asarray(labels, np.uint8))
 
 
 def read_pair(images: Path, labels: Path) -> Split:

@@ -102,16 +102,18 @@ def finetune(
 ) -> Iterator[Trained]:
     """Train the network on MNIST, or on digits of your own in its format.
 
-    data: directory with the IDX files (train-images-idx3-ubyte and train-labels-idx1-ubyte, plain or .gz);
-        without it, MNIST is fetched. The last sixth is held out to validate
+    data: directory with the IDX files (train-images-idx3-ubyte and train-labels-idx1-ubyte, plain or .gz), of which
+        the last sixth is held out; or of pictures in folders 0 to 9, or rows that name them (docs/data.md). Without
+        it, MNIST is fetched
     """
     if data is None:
         data = mnist_data.cached()
         mnist_data.fetch(data, progress=progress)
-    mnist = mnist_data.load(data)
+    skipped = training.skipped()
+    mnist = mnist_data.load(data, skipped)
     if model is None:
         model = MnistCNN(NEW).init(Generator(training.seed), device)
-    train = training.loader((mnist.train.images, mnist.train.labels), transform=augment)
+    train = training.loader((mnist.train.images, mnist.train.labels), transform=augment, skipped=skipped)
     validation = Loader(
         (mnist.validation.images, mnist.validation.labels), VALIDATION_BATCH, shuffle=False, transform=to_float
     )

@@ -13,6 +13,7 @@ import numpy as np
 from zoo.core.errors import DataError
 from zoo.core.random import Generator
 from zoo.core.tensor import Tensor
+from zoo.data.bad import Skipped
 from zoo.data.folder import Labelled, Pictures, read_folder, read_split
 from zoo.data.loader import Loader
 from zoo.resnet import labels, preprocess
@@ -85,12 +86,13 @@ def class_numbers(known: list[str] | None, count: int, folders: tuple[str, ...])
 
 
 def ranks(
-    model: Any, labelled: Labelled, batch: int = BATCH, progress: Callable[..., None] | None = None
-) -> np.ndarray:
+    model: Any, labelled: Labelled, batch: int = BATCH, progress: Callable[..., None] | None = None,
+    skipped: Skipped | None = None,
+) -> np.ndarray:  # fmt: skip
     """How many classes the network finds likelier than the right one, by picture (n,): 0 where it is right. Of equals,
     the first is the likeliest; a NaN is never right."""
     found = []
-    for pictures, targets in validation(labelled, preprocess.of(model), batch):
+    for pictures, targets in validation(labelled, preprocess.of(model), batch, skipped):
         logits = model(Tensor(model.device.from_host(pictures), model.device)).numpy().astype(np.float32)
         right = np.take_along_axis(logits, targets[:, None].astype(np.int64), axis=1)
         first = (logits == right) & (np.arange(logits.shape[1]) < targets[:, None])
@@ -105,7 +107,9 @@ def share(rank: np.ndarray, k: int) -> float:
     return float((rank < k).mean())
 
 
-def validation(labelled: Labelled, preprocessing: Preprocessing, batch: int = BATCH) -> Loader:
+def validation(
+    labelled: Labelled, preprocessing: Preprocessing, batch: int = BATCH, skipped: Skipped | None = None
+) -> Loader:
     """Batches as the network is run on them: the middle of each picture, unchanged."""
 
     def normalised(batch: Any, rng: Generator) -> Any:
@@ -113,4 +117,4 @@ def validation(labelled: Labelled, preprocessing: Preprocessing, batch: int = BA
         return preprocessing.normalise(pictures), targets
 
     pictures = Pictures(labelled, preprocessing.pixels)
-    return Loader(pictures, batch, shuffle=False, transform=normalised)
+    return Loader(pictures, batch, shuffle=False, transform=normalised, skipped=skipped)

@@ -15,6 +15,7 @@ from zoo.core import ops
 from zoo.core.errors import DataError
 from zoo.core.random import Generator
 from zoo.core.tensor import Tensor
+from zoo.data.bad import Skipped
 from zoo.data.folder import Labelled, Pictures, read_split
 from zoo.nn import Linear, Sequential, global_avg_pool, losses
 from zoo.resnet import labels, preprocess
@@ -68,8 +69,8 @@ def finetune(
 ) -> Iterator[Trained]:
     """Train a network on your own pictures: it keeps what it knows of pictures, and gets a head for your classes.
 
-    data: a directory with one folder of pictures per class, or with such directories train and val; of the first
-        kind, every tenth picture of a class is held out to validate
+    data: a directory with one folder of pictures per class, or rows that name files and labels (docs/data.md); where
+        there are no parts train and valid, every tenth picture of a class is held out to validate
     freeze: keep the stem and so many stages as they are: 0 trains everything, 4 (of 4) the head only
     no_flip: do not mirror pictures (where left and right differ, as in text)
     no_crop: always show the middle of a picture
@@ -77,7 +78,8 @@ def finetune(
     mixup: lay pictures over each other, with shares from Beta(mixup, mixup); 0.2 is usual, 0 does not
     smoothing: of the labels
     """
-    train, held_out = read_split(data)
+    skipped = training.skipped()
+    train, held_out = read_split(data, skipped)
     if len(train.classes) < 2:
         why = f"{data} holds the class {train.classes[0]} only"
         raise DataError("there is nothing to tell apart", why, "Give two folders of pictures, or more.")
@@ -89,10 +91,10 @@ def finetune(
     learner = make_learner(
         model, train, held_out, training, augment=Augment(seen, not no_flip, not no_crop, colour, mixup),
         optimizer=AdamW(weight_decay=matrices_only(0.05)), smoothing=smoothing,
-        settings={"freeze": freeze, "classes": list(train.classes)}, quiet=quiet,
+        settings={"freeze": freeze, "classes": list(train.classes)}, skipped=skipped, quiet=quiet,
     )  # fmt: skip
     training.fit(learner)
-    rank = ranks(model, held_out)
+    rank = ranks(model, held_out, skipped=skipped)
     top1, top5 = share(rank, 1), share(rank, 5)
     done = Trained(
         training.out, len(learner.history), learner.step, train.classes, len(train), len(held_out), top1, top5, head
@@ -143,13 +145,13 @@ def frozen(model: ResNet, stages: int) -> str:
 
 def make_learner(
     model: ResNet, train: Labelled, held_out: Labelled, training: Training, *, augment: Augment, optimizer: Optimizer,
-    smoothing: float, settings: dict[str, Any], quiet: bool = False,
+    smoothing: float, settings: dict[str, Any], skipped: Skipped | None = None, quiet: bool = False,
 ) -> Learner:  # fmt: skip
     """Training on pictures of these classes, changed as `augment` does."""
     seen = augment.preprocessing
     pictures = Pictures(train, seen.square if augment.crop else seen.pixels, seen.least)
     whole = len(train) >= training.batch  # running statistics of a batch of one or two rows would be noise
-    loader = training.loader(pictures, transform=augment, drop_last=whole)
+    loader = training.loader(pictures, transform=augment, drop_last=whole, skipped=skipped)
     settings = {**settings, "smoothing": smoothing,
                 "augment": [augment.flip, augment.crop, augment.colour, augment.mixup]}  # fmt: skip
 
@@ -162,8 +164,8 @@ def make_learner(
         return plain * part + losses.cross_entropy(logits, others, label_smoothing=smoothing) * (1.0 - part)
 
     return training.learner(
-        model, loader, loss=loss, optimizer=optimizer, validation=validation(held_out, seen), metrics=metrics,
-        settings=settings, quiet=quiet,
+        model, loader, loss=loss, optimizer=optimizer, validation=validation(held_out, seen, skipped=skipped),
+        metrics=metrics, settings=settings, quiet=quiet,
     )  # fmt: skip
 
 

@@ -17,8 +17,10 @@ import numpy as np
 from zoo.core.errors import DataError, ZooError
 from zoo.core.random import Generator
 from zoo.core.tensor import Tensor
+from zoo.data.bad import BadRow, Skipped
 from zoo.nn import lora as adapters
 from zoo.stable_diffusion import captioned, pipeline
+from zoo.stable_diffusion.captioned import Pair
 from zoo.stable_diffusion.noising import Noising, squared_error
 from zoo.stable_diffusion.pipeline import Picture, Request
 from zoo.stable_diffusion.prompt import tell
@@ -120,7 +122,8 @@ def finetune(
 ) -> Iterator[Trained]:
     """Train on your own pictures and their captions.
 
-    data: a directory of pictures with a .txt beside each, or a metadata.jsonl of file_name and text
+    data: a directory of pictures with a .txt beside each, or rows of file_name and text, as in metadata.jsonl
+        (docs/data.md)
     prompt: of pictures without a caption ("a photo of sks dog")
     batch: pictures per step
     lr: highest learning rate; without it, 1e-5, or 1e-4 with --lora
@@ -146,15 +149,17 @@ def finetune(
         why = "its unet fills holes in pictures, which needs masks"
         raise ZooError("these weights cannot be tuned here", why, "Start from a text-to-image checkpoint.")
     width, _ = pipeline.checked_size(model, size, size)
-    pairs = captioned.read(data, prompt)
+    skipped = training.skipped()
+    pairs = captioned.read(data, prompt, skipped)
     others = _prior(model, prior, prior_data, prior_count, width, training.seed, training.out, quiet)
-    captions = list(dict.fromkeys(["", *(caption for _, caption in [*pairs, *others])]))
+    captions = list(dict.fromkeys(["", *(pair.caption for pair in [*pairs, *others])]))
     texts = _texts(model, captions)
     sizes = None
     if len(texts) > 1:
         sizes = np.asarray([[width, width, 0, 0, width, width]], np.float32)
     number = {caption: i for i, caption in enumerate(captions)}
-    rows = _rows(model, pairs, number, width, mirror, _rows(model, others, number, width) if others else None)
+    behind = _rows(model, others, number, width, skipped) if others else None
+    rows = _rows(model, pairs, number, width, skipped, mirror, behind)
 
     scheduler = from_config(pipeline.scheduler_config(model), "ddpm")
     noising = Noising(
@@ -169,7 +174,7 @@ def finetune(
     transform = Batches(noising, texts, sizes, prior_weight if others else None)
     learner = training.learner(
         unet,
-        training.loader(rows, transform=transform),
+        training.loader(rows, transform=transform, skipped=skipped),
         loss=loss,
         optimizer=AdamW(weight_decay=0.01),
         settings={"size": width, "drop": drop, "min_snr": min_snr, "prior": [prior, prior_weight, len(others)],
@@ -205,24 +210,35 @@ def _plain(caption: str) -> str:
 
 
 def _rows(
-    model: Any, pairs: Sequence[tuple[Path, str]], number: dict[str, int], side: int, mirror: bool = False,
-    prior: Told | None = None,
+    model: Any, pairs: Sequence[Pair], number: dict[str, int], side: int, skipped: Skipped | None,
+    mirror: bool = False, prior: Told | None = None,
 ) -> Told:  # fmt: skip
     """Latents of pictures, one picture at a time; mirrored ones behind."""
-    means, deviations, which = [], [], []
+    means: list[np.ndarray] = []
+    deviations: list[np.ndarray] = []
+    which: list[int] = []
     for mirrored in (False, True)[: 1 + mirror]:
-        for path, caption in pairs:
-            array = np.ascontiguousarray(captioned.pixels(path, (side, side), mirrored)[None])
+        for pair in pairs:
+            try:
+                array = np.ascontiguousarray(captioned.pixels(pair.path, (side, side), mirrored)[None])
+            except DataError as error:
+                bad = BadRow(len(which), pair.place, f"{error.what}: {error.why}")
+                if skipped is None:
+                    raise bad from error
+                skipped.add(bad.place, bad.why)
+                continue
             moments = model.vae.encode(Tensor(model.device.from_host(array), model.device))
             means.append(moments.mean.numpy())
             deviations.append(np.exp(moments.log_variance.numpy() / 2))
-            which.append(number[caption])
+            which.append(number[pair.caption])
+    if not which:
+        raise DataError("there is nothing to learn", "no picture can be used", "Give other pictures.")
     return Told(np.concatenate(means), np.concatenate(deviations), np.asarray(which, np.int32), prior)
 
 
 def _prior(
     model: Any, prompt: str | None, directory: Path | None, count: int, side: int, seed: int, out: Path, quiet: bool
-) -> list[tuple[Path, str]]:
+) -> list[Pair]:
     """Pictures of the kind, drawn before the model learns where there are none. They are kept for a resumed run."""
     if prompt is None:
         if directory is not None:
@@ -241,4 +257,4 @@ def _prior(
             for event in pipeline.generate(model, request):
                 if isinstance(event, Picture):
                     picture.write(directory / f"{i}.png", picture.to_bytes(event.pixels), {"prompt": prompt})
-    return [(path, prompt) for path, _ in captioned.read(directory, prompt)]
+    return [pair._replace(caption=prompt) for pair in captioned.read(directory, prompt)]

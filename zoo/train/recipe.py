@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from zoo.core.errors import ZooError
+from zoo.data.bad import Skipped
 from zoo.data.loader import Loader
 from zoo.nn import Module
 from zoo.options import GIVEN, MODEL, options
@@ -58,6 +59,8 @@ class Training:
     accumulate: batches per step, of which one at a time is in memory
     checkpoint: activations of the layers are worked out again for the gradient, which takes less memory and more time
     lora: rank of an adapter, which is trained beside weights that stay; 0 trains the weights themselves
+    workers: processes that read and prepare batches ahead of the training; 0 does it in between. The bits are the same
+    skip_bad: leave out rows that cannot be used; they are counted, and listed in --out's skipped.jsonl
     seed: the same seed on the same device gives the same weights
     out: directory for the weights, their config and the log
     resume: go on from where an earlier run into --out stopped
@@ -77,6 +80,8 @@ class Training:
     accumulate: int = 1
     checkpoint: bool = field(default=False, metadata=FREE)
     lora: int = 0
+    workers: int = field(default=0, metadata=FREE)
+    skip_bad: bool = field(default=False, metadata=FREE)
     seed: int = 0
     out: Path = field(default=Path("runs/run"), metadata=FREE)
     resume: bool = field(default=False, metadata=FREE)
@@ -92,7 +97,7 @@ class Training:
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "steps": 1, "batch": 1, "lr": 0, "warmup": 0, "clip": 0, "accumulate": 1, "lora": 0,
-                 "keep": 1, "log_every": 1}  # fmt: skip
+                 "workers": 0, "keep": 1, "log_every": 1}  # fmt: skip
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and not value >= bound:
@@ -109,7 +114,11 @@ class Training:
 
     def loader(self, data: Any, kind: type[Loader] = Loader, **settings: Any) -> Loader:
         """The batches of data that are trained on. `settings`: those of the kind of Loader that are the port's own."""
-        return kind(data, self.batch, seed=self.seed, **settings)
+        return kind(data, self.batch, seed=self.seed, workers=self.workers, **settings)
+
+    def skipped(self) -> Skipped | None:
+        """For what reads the data: where rows that cannot be used are told, if they are to be left out."""
+        return Skipped(self.out, self.resume) if self.skip_bad else None
 
     def total(self, rows: Loader) -> int:
         """Steps of the whole run."""
@@ -161,7 +170,12 @@ class Training:
         """Runs it, from where it stopped if that is asked for. -> the model, in evaluation mode."""
         if self.resume:
             learner.resume()
-        return learner.fit(self.epochs) if self.steps is None else learner.fit(steps=self.steps)
+        try:
+            return learner.fit(self.epochs) if self.steps is None else learner.fit(steps=self.steps)
+        finally:
+            learner.data.close()
+            if learner.data.skipped:
+                learner.watch.say(str(learner.data.skipped))
 
 
 def recipe(port: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:

@@ -2,7 +2,7 @@
 
     {"audio": "talk.flac", "text": "And so, my fellow Americans", "language": "en", "start": 3.2, "end": 9.0}
 
-audio     a file, beside the manifest or with its whole path; no more sound than the model hears at once
+audio     a file in the data's folder (also called file_name, file or path); no more sound than the model hears at once
 text      what is said. With timestamps, "<|0.00|> And so<|1.20|>", where they are in it, is learned with them; else
           the model is told that there are none
 language  a code as in "en"; that of the option where it is absent
@@ -12,7 +12,6 @@ prompt    what was said before: seen, not learned
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,11 @@ import numpy as np
 
 from zoo.core.errors import DataError
 from zoo.core.random import Generator
+from zoo.data import rows as tables
+from zoo.data.bad import BadRow, Skipped
+from zoo.data.files import find, media
 from zoo.data.loader import Loader, stream
+from zoo.data.rows import Row
 from zoo.whisper.audio import HOP, SAMPLE_RATE, log_mel
 from zoo.whisper.augment import SpecAugment
 from zoo.whisper.config import WhisperConfig
@@ -32,8 +35,6 @@ from zoo.whisper.tokenizer import Tokenizer
 
 IGNORED = -100
 """A target that is not learned (as in transformers)."""
-SHOWN = 8
-"""Bad rows that an error tells of."""
 SPREAD = 16
 """Batches among which rows are sorted by length."""
 _TIMESTAMP = re.compile(r"<\|(\d+\.\d\d)\|>")
@@ -50,77 +51,72 @@ class Clip:
     seconds: float
     ids: tuple[int, ...]
     given: int
+    place: str = ""
+    """Where its row is: FILE:LINE."""
 
     def samples(self) -> np.ndarray:
-        with Recording(self.path, lambda _: None) as recording:
-            return recording.read(round(self.start * SAMPLE_RATE), round(self.seconds * SAMPLE_RATE))
+        """At 16 kHz. Raises DataError if they cannot be decoded: what is damaged is silence to who listens, and a
+        wrong lesson to who learns."""
+        damage: list[str] = []
+        with Recording(self.path, damage.append) as recording:
+            samples = recording.read(round(self.start * SAMPLE_RATE), round(self.seconds * SAMPLE_RATE))
+        if damage:
+            raise DataError(f"cannot learn from {self.path}", damage[0])
+        return samples
 
 
 # rows
 
 
 def files(path: Path) -> tuple[Path, Path | None]:
-    """(training manifest, validation manifest or None) of a file, or of a directory with train.jsonl and valid.jsonl.
+    """(training manifest, validation manifest or None) of a file of rows, or of a directory (`zoo.data.files`).
     Raises DataError if there is nothing to train on."""
-    if path.is_file():
-        return path, None
-    train, valid = path / "train.jsonl", path / "valid.jsonl"
-    if not train.is_file():
-        why = "it holds no train.jsonl" if path.is_dir() else "it is no file and no directory"
-        raise DataError(f"there is nothing to train on in {path}", why, _FORM)
-    return train, valid if valid.is_file() else None
+    found = find(path)
+    for part in (found.train, found.valid):
+        if part is not None and part.is_dir():
+            why = f"{part} holds neither train.jsonl nor metadata.jsonl"
+            raise DataError(f"there is nothing to train on in {path}", why, _FORM)
+    return found.train, found.valid
 
 
-def read(path: Path, tokenizer: Tokenizer, config: WhisperConfig, *, language: str, task: str) -> list[Clip]:
-    """The clips of a manifest. Raises DataError that names every row that cannot be used, by its line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}", str(error), "Give a file of JSON lines in UTF-8.") from error
-    clips, wrong = [], []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                clips.append(_clip(json.loads(line), path.parent, tokenizer, config, language, task))
-            except DataError as error:
-                wrong.append(f"line {number}: {error.what}: {error.why}")
-            except ValueError as error:
-                wrong.append(f"line {number}: {error}")
-    if wrong:
-        rows = f"{len(wrong)} of {len(wrong) + len(clips)} rows"
-        more = f"\n... and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise DataError(f"cannot use {rows} of {path}", "\n".join(wrong[:SHOWN]) + more, _FORM)
-    if not clips:
-        raise DataError(f"there is nothing in {path}", "it has no rows", _FORM)
-    return clips
+def read(
+    path: Path, tokenizer: Tokenizer, config: WhisperConfig, *, language: str, task: str, root: Path | None = None,
+    skipped: Skipped | None = None,
+) -> list[Clip]:  # fmt: skip
+    """The clips of a manifest, whose files lie in `root` (without it, in the manifest's folder). Raises DataError that
+    names every row that cannot be used, by its line; with `skipped`, those are left out."""
+    folder = path.parent if root is None else root
+
+    def clip(row: Row) -> Clip:
+        row.text("text")
+        return _clip(row, media(row, path, folder, "audio"), tokenizer, config, language, task)
+
+    return list(tables.read(path, clip, form=_FORM, skipped=skipped))
 
 
-def _clip(row: Any, folder: Path, tokenizer: Tokenizer, config: WhisperConfig, language: str, task: str) -> Clip:
-    if not isinstance(row, dict):
-        raise ValueError("it is no JSON object")
-    for name in ("audio", "text"):
-        if not isinstance(row.get(name), str):
-            raise ValueError(f"it has {', '.join(map(repr, row)) or 'nothing'}, and no {name}")
-    path = folder / row["audio"]
-    start, seconds = _span(row, path, config.frames * HOP / SAMPLE_RATE)
-    before = _before(row, tokenizer, config)
-    sot = tokenizer.sot_sequence(_language(row, tokenizer, language), task)
-    text = _tokens(row["text"], tokenizer, seconds)
+def _clip(row: Row, path: Path, tokenizer: Tokenizer, config: WhisperConfig, language: str, task: str) -> Clip:
+    start, seconds = _span(row.values, path, config.frames * HOP / SAMPLE_RATE)
+    before = _before(row.values, tokenizer, config)
+    sot = tokenizer.sot_sequence(_language(row.values, tokenizer, language), task)
+    text = _tokens(row.text("text"), tokenizer, seconds)
     ids = (*before, *sot, *text, tokenizer.eot)
     if len(ids) - 1 > config.max_target_positions:
         raise ValueError(f"its text is {len(ids) - 1} tokens; the model writes {config.max_target_positions} at once")
-    return Clip(path, start, seconds, ids, len(before))
+    return Clip(path, start, seconds, ids, len(before), row.place)
 
 
 def _span(row: dict[str, Any], path: Path, window: float) -> tuple[float, float]:
     """(start, length) in seconds."""
-    with Recording(path, lambda _: None) as recording:
+    damage: list[str] = []
+    with Recording(path, damage.append) as recording:
         whole = recording.duration
         if whole is None:  # a stream that does not say: read it once
             recording.read(1 << 60, 1)
             whole = recording.duration or 0.0
-    start, end = row.get("start", 0.0), row.get("end", whole)
-    if not all(isinstance(place, int | float) for place in (start, end)) or not 0 <= start < end:
+    if damage:
+        raise ValueError(damage[0])
+    start, end = (_number(row.get(name, without)) for name, without in (("start", 0.0), ("end", whole)))
+    if not 0 <= start < end:
         raise ValueError(f"it is from {start} to {end} seconds" if whole else f"{path} holds no sound")
     if end > whole + 0.05:
         raise ValueError(f"it ends at {end:g} s; {path} has {whole:.2f} s")
@@ -128,6 +124,13 @@ def _span(row: dict[str, Any], path: Path, window: float) -> tuple[float, float]
     if seconds > window + 1e-3:
         raise ValueError(f"it is {seconds:.2f} s long; the model hears {window:g} s at once: cut it with start and end")
     return float(start), float(seconds)
+
+
+def _number(value: Any) -> float:
+    """Seconds; a CSV has them as text. Raises ValueError if it is none."""
+    if not isinstance(value, int | float | str):
+        raise ValueError(f"{value!r} is no number of seconds")
+    return float(value)
 
 
 def _language(row: dict[str, Any], tokenizer: Tokenizer, language: str) -> str:
@@ -180,6 +183,10 @@ class Clips:
     def __len__(self) -> int:
         return len(self.clips)
 
+    def place(self, row: int) -> str:
+        clip = self.clips[row]
+        return f"{clip.place}, {clip.path}" if clip.place else str(clip.path)
+
     def __getitem__(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
         """features (B, T, n_mels), input ids (B, L), targets (B, L), frames of sound (B,). Windows are filled with
         silence, as the model was trained; L is that of the longest text."""
@@ -191,7 +198,10 @@ class Clips:
         inputs = np.full((len(chosen), longest), self.filler, np.int32)
         targets = np.full((len(chosen), longest), IGNORED, np.int32)
         for i, clip in enumerate(chosen):
-            samples = clip.samples()[:window]
+            try:
+                samples = clip.samples()[:window]
+            except DataError as error:
+                raise BadRow(int(rows[i]), self.place(int(rows[i])), f"{error.what}: {error.why}") from error
             features[i] = log_mel(np.pad(samples, (0, window - len(samples))), self.config.num_mel_bins)
             frames[i] = min(-(-len(samples) // HOP), self.config.frames)
             inputs[i, : len(clip.ids) - 1] = clip.ids[:-1]

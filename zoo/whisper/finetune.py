@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zoo.core import ops
-from zoo.core.errors import DataError
 from zoo.core.tensor import Tensor
-from zoo.data.loader import Loader, stream
+from zoo.data.bad import Skipped
+from zoo.data.files import find, held_out
+from zoo.data.loader import Loader
 from zoo.nn import lora as adapters
 from zoo.nn import losses
 from zoo.nn.quantized import formats
@@ -68,10 +69,10 @@ def learned_tokens(batch: Any) -> int:
     return int((batch[2] != IGNORED).sum())
 
 
-def nats_per_token(model: Whisper, clips: Clips, batch: int = 4) -> float:
+def nats_per_token(model: Whisper, clips: Clips, batch: int = 4, skipped: Skipped | None = None) -> float:
     """Mean negative log-likelihood of the learned tokens."""
     nats = tokens = 0.0
-    for rows in Loader(clips, batch, shuffle=False):
+    for rows in Loader(clips, batch, shuffle=False, skipped=skipped):
         found = metrics(model, tuple(Tensor(model.device.from_host(part), model.device) for part in rows))
         nats, tokens = nats + float(found["nats"].sum()), tokens + float(found["tokens"].sum())
     return nats / tokens
@@ -93,7 +94,8 @@ def finetune(
 ) -> Iterator[Trained]:
     """Train on your own recordings: a manifest of rows {"audio": FILE, "text": ...} (zoo/whisper/data.py).
 
-    data: a .jsonl file, or a directory with train.jsonl and valid.jsonl; without the latter, a tenth is held out
+    data: a file of rows, or a directory (docs/data.md): train.jsonl and valid.jsonl; without the latter, a tenth is
+        held out
     batch: clips per step, of about the same length
     lr: highest learning rate; without it, 1e-5, or 1e-3 with --lora
     language: of rows that do not say theirs: a code or a name
@@ -107,12 +109,14 @@ def finetune(
     from zoo.hub import adapter
 
     train_file, valid_file = files(data)
+    skipped, root = training.skipped(), find(data).root
     tokenizer, language = Tokenizer.of(model), language_code(language) or ""
-    train = read(train_file, tokenizer, model.config, language=language, task=task)
-    if valid_file is None:
-        train, held = split(train, training.seed)
-    else:
-        held = read(valid_file, tokenizer, model.config, language=language, task=task)
+
+    def clips(path: Path) -> list[Clip]:
+        return read(path, tokenizer, model.config, language=language, task=task, root=root, skipped=skipped)
+
+    train = clips(train_file)
+    train, held = split(train) if valid_file is None else (train, clips(valid_file))
     rows, unseen = Clips(train, model.config, tokenizer.eot), Clips(held, model.config, tokenizer.eot)
     augment = SpecAugment(mask_time_prob, mask_time_length, mask_feature_prob, mask_feature_length)
     base = None if model.source is None else model.source.shown
@@ -123,15 +127,15 @@ def finetune(
     training = training.at(1e-3 if lora else 1e-5)
     model.recompute = training.checkpoint
     kept = formats(model)
-    before = nats_per_token(model, unseen, batch)
+    before = nats_per_token(model, unseen, batch, skipped)
     settings = {"language": language, "task": task,
                 "masks": [mask_time_prob, mask_time_length, mask_feature_prob, mask_feature_length]}  # fmt: skip
     learner = training.learner(
         model,
-        training.loader(rows, ByLength, transform=Masking(augment)),
+        training.loader(rows, ByLength, transform=Masking(augment), skipped=skipped),
         loss=loss,
         optimizer=AdamW(betas=(0.9, 0.98), weight_decay=matrices_only(0.0 if lora else 0.01)),
-        validation=Loader(unseen, batch, shuffle=False),
+        validation=Loader(unseen, batch, shuffle=False, skipped=skipped),
         counts=learned_tokens,
         settings={**settings, **({"rounded": kept} if kept else {})},
         quiet=quiet,
@@ -139,7 +143,7 @@ def finetune(
     training.fit(learner)
     done = Trained(
         out, len(learner.history), learner.step, len(train), len(held), round(sum(clip.seconds for clip in train), 2),
-        before, nats_per_token(model, unseen, batch), sum(p.size for p in model.parameters().values()),
+        before, nats_per_token(model, unseen, batch, skipped), sum(p.size for p in model.parameters().values()),
     )  # fmt: skip
     if lora:
         adapter.save(model, out, base or "", task_type=None)
@@ -149,11 +153,9 @@ def finetune(
     yield done
 
 
-def split(clips: list[Clip], seed: int) -> tuple[list[Clip], list[Clip]]:
-    """A tenth at random is held out, at least one. Raises DataError if that leaves nothing to train on."""
-    if len(clips) < 2:
-        why = f"{len(clips)} clip leaves nothing to hold out"
-        raise DataError("there are too few clips", why, "Give more, or a directory with train.jsonl and valid.jsonl.")
-    order = stream(seed, "held out").permutation(len(clips))
-    held = {int(i) for i in order[: max(1, round(len(clips) * HELD_OUT))]}
-    return [c for i, c in enumerate(clips) if i not in held], [c for i, c in enumerate(clips) if i in held]
+def split(clips: list[Clip]) -> tuple[list[Clip], list[Clip]]:
+    """Every tenth is held out, at least one. Raises DataError if that leaves nothing to train on."""
+    unseen = held_out(len(clips))
+    return [c for c, out in zip(clips, unseen, strict=True) if not out], [
+        c for c, out in zip(clips, unseen, strict=True) if out
+    ]
