@@ -94,7 +94,8 @@ def test_a_nan_stops_at_its_step_and_keeps_the_last_good_checkpoint(tmp_path):
     with pytest.raises(zoo.ZooError) as caught:
         learner.fit(epochs=3)
     assert caught.value.what == "training diverged: the loss is nan at step 11, epoch 2, batch 3 of 8"
-    assert str(RunDirectory(tmp_path).checkpoints()[0]) in caught.value.why and "learning rate" in caught.value.fix
+    assert str(RunDirectory(tmp_path).checkpoints()[0]) in caught.value.why
+    assert "repeated from the same state, the loss and the gradients of the step are finite" in caught.value.why
     assert make(tmp_path).resume().step == 8  # the end of epoch 1
 
 

@@ -25,11 +25,12 @@ from zoo.train import tensorboard
 from zoo.train.average import Average
 from zoo.train.batch import on_device, size
 from zoo.train.best import best
+from zoo.train.diagnosis import REPORT, Finding, diagnose, write_finding
 from zoo.train.directory import BEST, RunDirectory, SaveEvery
-from zoo.train.gradients import clip_global_norm, global_norm, gradients
+from zoo.train.gradients import clip_global_norm, finite, global_norm, gradients
 from zoo.train.journal import Journal
 from zoo.train.optim import Optimizer
-from zoo.train.parallel import RowGenerator, Stop, ranks
+from zoo.train.parallel import RowGenerator, Share, Stop, ranks
 from zoo.train.progress import Progress
 from zoo.train.schedule import Schedule
 from zoo.train.state import changing, put_back, settings, statistics, taken
@@ -124,6 +125,8 @@ class Learner:
         self.watch = Watchers([*files, *([] if quiet else [Progress()]), *watchers] if self.ranks.first else [])
         self._resumed, self._saved = False, (-1, -1)
         self._losses = [0.0, 0]  # sum and count of this epoch
+        self._at: list[np.ndarray] = []  # the rows of each batch of the step at hand
+        self._statistics = [(slot.holder, slot.key) for slot in self._live.slots().values() if slot.buffer]
 
     @property
     def mean_loss(self) -> float:
@@ -215,11 +218,14 @@ class Learner:
     def _groups(self) -> Iterator[list[Any]]:
         """The batches of each step that is left of the epoch."""
         group: list[Any] = []
+        at: list[np.ndarray] = []
         for batch in self.data:
             group.append(batch)
+            at.append(self.data.at)
             if len(group) == self.accumulate or self.data.position == len(self.data):
+                self._at = at
                 yield group
-                group = []
+                group, at = [], []
 
     def _step(self, batches: list[Any], lr: float) -> tuple[float, float | None, int, float]:
         """-> the loss, the norm of the gradients where it was worked out (to clip them, or for the log), and how many
@@ -227,6 +233,7 @@ class Learner:
         counts = [float(self.counts(batch)) for batch in batches]
         whole = self.ranks.whole(counts, [size(batch) for batch in batches])
         value, seen, grads = 0.0, 0, dict[str, Tensor]()
+        before = [holder[key] for holder, key in self._statistics]
         for i, batch in enumerate(batches):
             if counts[i] == 0:
                 continue  # this rank has none of its entries
@@ -239,15 +246,17 @@ class Learner:
                 grads[path] = grads[path] + g if path in grads else g
         value = float(self.ranks.gather(value).sum())
         if not math.isfinite(value):
-            raise self._diverged(f"the loss is {value}")
+            raise self._diverged(f"the loss is {value}", batches, whole.shares, before)
         grads = self.ranks.sum(grads, self._live.parameters())
         self._live.update(self.ranks.mean(statistics(self), seen))
         norm = None
         if self.clip is not None:
             grads, norm = clip_global_norm(grads, self.clip)
             if not math.isfinite(norm):
-                raise self._diverged(f"the norm of the gradients is {norm}")
-        elif self.watch.each and (self.step + 1) % self.log_every == 0:
+                raise self._diverged(f"the norm of the gradients is {norm}", batches, whole.shares, before)
+        elif not finite(grads):
+            raise self._diverged("the gradients are not finite", batches, whole.shares, before)
+        if norm is None and self.watch.each and (self.step + 1) % self.log_every == 0:
             norm = global_norm(grads)
         self.optimizer.step(self._live, grads, lr)
         if self.average is not None:
@@ -344,7 +353,33 @@ class Learner:
         where = f"; {self.out} holds the run, --resume goes on" if self.out is not None else "; nothing was saved"
         return f"stopped after step {self.step}{where}"
 
-    def _diverged(self, what: str) -> ZooError:
-        at = f"step {self.step + 1}, epoch {self.data.epoch + 1}, batch {self.data.position} of {len(self.data)}"
-        good = "nothing was saved" if self.directory is None else self.directory.kept()
-        return ZooError(f"training diverged: {what} at {at}", good, "Lower the learning rate, or clip the gradients.")
+    def _diverged(self, what: str, batches: list[Any], shares: list[Share], before: list[Tensor]) -> ZooError:
+        """The step is repeated and looked at; what is found is told, and kept in `out` with the batch. before: running
+        statistics, which a step changes besides the weights."""
+        self.watch.say(f"step {self.step + 1}: {what}; looking for where it comes from")
+
+        def rewind(number: int) -> None:
+            self.rng.at(self.step * self.accumulate + number, shares[number])
+            for (holder, key), value in zip(self._statistics, before, strict=True):
+                holder[key] = value
+
+        def place(batch: Any) -> Any:
+            return on_device(batch, self.device)
+
+        try:
+            found = diagnose(self._live, self.loss, batches, self._at, place, rewind, self.data.places)
+        except Exception as error:  # what was found out by itself must not be lost to what cannot be repeated
+            found = Finding("unknown", f"repeating the step failed: {error}")
+        every = self.ranks.objects(found)
+        finder = next((rank for rank, one in enumerate(every) if one.cause != "unknown"), 0)
+        found = every[finder]
+        epoch, batch = self.data.epoch + 1, self.data.position - len(batches) + 1 + found.batch
+        at = f"step {self.step + 1}, epoch {epoch}, batch {batch} of {len(self.data)}"
+        kept, told = "nothing was saved", ""
+        if self.directory is not None:
+            if finder == self.ranks.rank:
+                facts = {"step": self.step + 1, "epoch": epoch, "what": what, "lr": self.schedule(self.step)}
+                write_finding(self.directory.path, found, facts, batches[found.batch])
+            kept, told = self.directory.kept(), f" {self.out}/{REPORT} has all that was found."
+        why = "; ".join(part for part in (found.where, found.whose, kept) if part)
+        return ZooError(f"training diverged: {what} at {at}", why, found.fix + told)
