@@ -42,7 +42,8 @@ class Port:
     """Dataclass with the field names of config.json. A classmethod `from_tensors(tensors)` may build it from names and
     shapes alone: None if the names are another model's, WeightsError if the shapes make no sense; `from_directory(
     directory, tensors)` and `from_metadata(metadata, tensors)` the same with the help of files that lie beside them, or
-    of what their own file says beside them."""
+    of what their own file says beside them. A method `with_tensors(tensors)` gives a config.json's config what only the
+    published tensors' names tell."""
     model: Callable[[Any], Any]
     """`model(config)` is an unfilled Module."""
     weights: Table | Callable[[Any], Table]

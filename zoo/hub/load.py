@@ -160,6 +160,8 @@ def identify(checkpoint: refs.Checkpoint, tensors: TensorFile, port: Port | str 
         published = _config_in(tensors)  # without a config.json, or beside a published one that says less
     if published is not None and (ours or published.get("model_type") in (wanted.name, *wanted.model_types)):
         config = config_from_json(wanted, published, checkpoint.shown)
+        if not ours and (adapt := getattr(config, "with_tensors", None)) is not None:
+            config = adapt(tensors.infos)
     else:
         config = _config_without_json(wanted, checkpoint, tensors)
         if config is None:

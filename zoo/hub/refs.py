@@ -40,6 +40,8 @@ COMPANIONS = re.compile(
     re.ASCII,
 )
 """Files beside the weights that a model may need, or that must go with it: config, tokenizer, licence."""
+POOLING = "1_Pooling/config.json"
+"""And one in a folder: how sentence-transformers makes a text's vector of its tokens' ones."""
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?", re.ASCII)
@@ -89,7 +91,8 @@ class Checkpoint:
         if index.is_file():
             folders += [self.directory / name for name in components.parse_index(index)]
         beside = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())]
-        return [path for path in beside if COMPANIONS.fullmatch(path.name) and path.is_file()]
+        beside = [path for path in beside if COMPANIONS.fullmatch(path.name)] + [self.directory / POOLING]
+        return [path for path in beside if path.is_file()]
 
     def _json(self, name: str) -> dict[str, Any] | None:
         if self.directory is None or not (self.directory / name).exists():

@@ -80,7 +80,8 @@ class Repository:
         for name, file in self.files.items():
             folder, _, plain = name.rpartition("/")
             used = not folder or (components.INDEX in self.files and folder not in components.LEFT_OUT)
-            if used and refs.COMPANIONS.fullmatch(plain) and file.size <= COMPANION_LIMIT:
+            wanted = name == refs.POOLING or (used and refs.COMPANIONS.fullmatch(plain))
+            if wanted and file.size <= COMPANION_LIMIT:
                 found.append(file)
         return found
 
@@ -133,8 +134,7 @@ def find(repo_id: str, revision: str | None = None, patience: Patience = PATIENC
     for entry in siblings:
         name = entry.rfilename
         if (
-            _PLAIN.fullmatch(name)
-            and (deep or "/" not in name)
+            (name == refs.POOLING or (_PLAIN.fullmatch(name) and (deep or "/" not in name)))
             and entry.size is not None
             and (entry.blob_id or entry.lfs)
         ):

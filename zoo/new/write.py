@@ -119,8 +119,8 @@ def example_of(config: dict[str, Any], found: Read) -> dict[str, str]:
     and how it gets there."""
     if "vocab_size" in config:
         return {
-            "about": "Token ids (1, 12).",
-            "value": "rng.integers(0, config.vocab_size, (1, 12)).astype(np.int32)",
+            "about": "Token ids (1, 12), of the upper half: special tokens have low numbers.",
+            "value": "rng.integers(config.vocab_size // 2, config.vocab_size, (1, 12)).astype(np.int32)",
             "argument": "ids",
             "conversion": "return module(input_ids=torch.tensor(ids.astype(np.int64)))",
         }
