@@ -39,7 +39,8 @@ SHAPES = [
 # error allowed, in units of sqrt(K) 2^-24 times the largest |X| * |W|: twice what 60 random shapes reached at most
 # (1.1 and 3.4; the direct algorithm 0.65)
 GROWTH = {2: 2.2, 4: 7}
-FORMS = {2: (False, True), 4: (False, True, "taps")}
+FORMS = {2: (False, True, "taps"), 4: (False, True, "taps", "parts")}
+"""How w comes: as it is, transformed, packed as for the direct algorithm, and that transformed by parts."""
 
 
 def normal(rng, *shape):
@@ -69,12 +70,14 @@ def run(x, w, shape, pad, tile, bias=None, residual=None, activation=0, flip=Fal
     given = (-1, 0, 0, 0)
     if packed:
         given, columns = w.shape, native.tile()[1]
-        places = 9 if packed == "taps" else (tile + 2) ** 2  # taps: packed as for the direct algorithm
+        taps = packed in ("taps", "parts")
+        places = 9 if taps else (tile + 2) ** 2
         size = -(-w.shape[0] // columns) * columns * w.shape[3] * places
         form = np.empty(size, np.float32)
-        native.pack_conv(w, form, 1, flip, 0 if packed == "taps" else tile)
+        native.pack_conv(w, form, 1, flip, 0 if taps else tile)
         w, flip = form, False
-    native.conv(x, w, out, bias, residual, activation, (1, 1), (pad[0], pad[2]), (1, 1), 1, flip, given, tile)
+    native.conv(x, w, out, bias, residual, activation, (1, 1), (pad[0], pad[2]), (1, 1), 1, flip, given, tile,
+                fused=packed == "parts")  # fmt: skip
     assert (memory[:33] == GUARD).all() and (memory[-33:] == GUARD).all()
     return out
 
@@ -176,6 +179,24 @@ def test_it_is_taken_where_it_fits_and_can_be_switched_off(monkeypatch, rng):
     off = CpuBackend()
     assert taken(off, x, w) == 0
     np.testing.assert_allclose(conv(off, x, w), conv(cpu, x, w), atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, bfloat16, float16])
+@pytest.mark.parametrize("side", [14, 66])
+def test_forms_are_kept_for_pictures_of_few_tiles(rng, side, dtype):
+    cpu = CpuBackend()
+    x, w = normal(rng, 1, side, side, 64), normal(rng, 64, 3, 3, 64).astype(dtype)
+    packed = cpu.pack(w, "conv")
+    assert taken(cpu, x, packed) == 1
+    assert bool(cpu.forms.kept) == (side == 14)
+    np.testing.assert_allclose(conv(cpu, x, packed), conv(cpu, x, w.astype(np.float32)), atol=1e-3)
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+def test_a_form_made_at_the_call_is_the_kept_one(isa, rng, tile):
+    x, w = normal(rng, 2, 9, 10, 33), normal(rng, 40, 3, 3, 33)
+    kept, made = (run(x, w, (2, 9, 10, 40), (1, 1, 1, 1), tile, packed=how) for how in (True, "taps"))
+    np.testing.assert_array_equal(kept, made)
 
 
 def test_memory_for_transformed_weights_is_limited(monkeypatch, rng):
@@ -403,7 +424,7 @@ def test_large_forms_are_made_on_the_way_and_not_kept(isa, rng, monkeypatch, dty
     x, w = normal(rng, 2, 32, 32, 64), normal(rng, 128, 3, 3, 64).astype(dtype)
     cpu = CpuBackend()
     packed = cpu.pack(w, "conv")
-    assert winograd.fused(packed, 4) and taken(cpu, x, packed) == 1
+    assert cpu.forms.kept_as(packed, 4, 1) == winograd.FUSED and taken(cpu, x, packed) == 1
     np.testing.assert_allclose(conv(cpu, x, packed), in_float64(x, w.astype(np.float32), (1, 1, 1, 1)), atol=2e-3)
     assert cpu.forms.kept == 0
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +57,38 @@ def test_idle_memory_is_limited_and_can_be_released():
     assert native.idle_memory() >= 36 * LARGE
     native.release_memory()
     assert native.idle_memory() == 0
+
+
+PEAK = """
+import numpy as np
+from zoo.core.backends.cpu import _native as native
+from zoo.core.backends.cpu.memory import empty
+
+def status(key):
+    return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith(key))
+
+before, kept = status("VmRSS"), empty((9, 1 << 20), np.dtype(np.uint8))
+kept[:] = 7
+for round in range(3):
+    for sizes in ([100, 100, 100], [40, 57, 3, 75, 101], [20] * 15, [290], [33.3, 66.6, 199.9]):
+        held = [empty((int(size * (1 << 20)),), np.dtype(np.uint8)) for size in sizes]
+        for i, block in enumerate(held):
+            block[:] = i
+        assert all((block[:: 1 << 12] == i).all() and block[-1] == i for i, block in enumerate(held))
+        del block
+        held.clear()
+assert (kept == 7).all()
+print(status("VmHWM") - before, native.idle_memory() >> 20)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+def test_idle_memory_raises_no_peak():
+    """Results of ever other sizes: never more than what was in use at once, and pages that move keep their owner."""
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    peak, idle = map(float, done.stdout.split())
+    assert 300 < peak < 345 and 250 < idle < 330, "316 MB in use at once, with sizes rounded up, and 9"
 
 
 def test_what_cannot_be_had_is_a_memory_error():

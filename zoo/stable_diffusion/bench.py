@@ -83,6 +83,7 @@ def unet(model: str, pixels: int, dtype: str = "f32") -> Run:
 
 def decode(model: str, pixels: int) -> Run:
     network = Vae(VAES[model])
+    del network.encoder, network.quant_conv
     network.load(Weights(network), device="cpu").prepare()
     z = tensor(latents(pixels, 1), device="cpu")
     return lambda: network.decode(z)

@@ -18,9 +18,6 @@ REACHED, DECODE_REACHED = 0.6, 1.5
 """Share of a product's speed that a step, and decoding, reach: the latter is nearly all 3x3 convolutions, of which
 Winograd's algorithm leaves out most multiplications. Measured at 256 pixels, Zen 5, two threads, one run: steps took
 0.7 and 1.1 times what was expected, decoding 0.7 and 1.2 times (U-Nets of 128 and of 320 channels)."""
-TRANSFORMED = 2.5
-"""Bytes that a 3x3 convolution's weights take again once transformed for Winograd's algorithm, for each of float32:
-1.8 or 4 by its size, and none where it is not used."""
 LIVE = 3
 """Activations of the largest size that are in memory at once: what goes into a block, its normalised copy, and what
 comes out."""
@@ -37,8 +34,6 @@ class Estimate:
     """Activations of a step."""
     decode_bytes: int
     """Activations of decoding one picture, in one piece."""
-    transformed_bytes: int
-    """Of weights, in the form that the fastest algorithm reads."""
 
 
 def estimate(model: Any, height: int, width: int, rows: int) -> Estimate:
@@ -49,16 +44,8 @@ def estimate(model: Any, height: int, width: int, rows: int) -> Estimate:
     walk, decode = _unet_operations(model.unet, h, w) * rows, _decoder_operations(model.vae, h, w)
     return Estimate(
         walk / speed, decode / speed * REACHED / DECODE_REACHED, 4 * rows * _unet_values(model.unet.config, h, w),
-        4 * _decoder_values(model, h, w), _transformed(model),
+        4 * _decoder_values(model, h, w),
     )  # fmt: skip
-
-
-def _transformed(model: Any) -> int:
-    """Bytes that the native kernels keep beside the weights of the U-Net's 3x3 convolutions."""
-    if model.device.name != "cpu":
-        return 0
-    shapes = [meta.shape for meta in model.unet.spec().values() if len(meta.shape) == 4 and meta.shape[1:3] == (3, 3)]
-    return int(4 * TRANSFORMED * sum(math.prod(shape) for shape in shapes))
 
 
 def _speed(device: Any) -> float:

@@ -5,9 +5,17 @@ Imported in the peers' own processes alone. OpenVINO gets what its converter mak
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from platformdirs import user_cache_path
 
 from zoo.bench.case import Run
 from zoo.bench.inputs import threads
@@ -38,12 +46,16 @@ def _inputs(pixels: int, batch: int) -> Any:
     return torch.from_numpy(np.ascontiguousarray(latents(pixels, batch).transpose(0, 3, 1, 2)))
 
 
-def _unet(model: str, pixels: int) -> tuple[Any, tuple[Any, ...]]:
-    import diffusers
+def _unet_inputs(model: str, pixels: int) -> tuple[Any, ...]:
     import torch
 
-    module = _filled(diffusers.UNet2DConditionModel, UNETS[model], UNet)
-    return module, (_inputs(pixels, BATCH), torch.tensor(TIME), torch.from_numpy(text(model)))
+    return _inputs(pixels, BATCH), torch.tensor(TIME), torch.from_numpy(text(model))
+
+
+def _unet(model: str, pixels: int) -> tuple[Any, tuple[Any, ...]]:
+    import diffusers
+
+    return _filled(diffusers.UNet2DConditionModel, UNETS[model], UNet), _unet_inputs(model, pixels)
 
 
 def _decoder(model: str, pixels: int) -> tuple[Any, tuple[Any, ...]]:
@@ -79,26 +91,44 @@ def _eager(module: Any, inputs: tuple[Any, ...]) -> dict[str, Run]:
 
 
 def unet_diffusers(model: str, pixels: int, dtype: str = "f32") -> dict[str, Run]:
-    """int8: torch rounds linear layers dynamically, and has no such convolution; so it is taken in f32 too."""
-    return _eager(*_unet(model, pixels))
+    """int8: with torch's dynamic int8 for its linear layers, as torch has no such convolution; and in float32, in which
+    it may be faster. bf16: weights and activations."""
+    import torch
+
+    module, inputs = _unet(model, pixels)
+    if dtype == "bf16":
+        module, inputs = module.to(torch.bfloat16), tuple(value.to(torch.bfloat16) for value in inputs)
+    runs = _eager(module, inputs)
+    if dtype == "int8":
+        rounded = torch.ao.quantization.quantize_dynamic(module, {torch.nn.Linear}, dtype=torch.qint8)
+        runs |= {f"int8 linears, {name}": run for name, run in _eager(rounded, inputs).items()}
+    return runs
 
 
 def decode_diffusers(model: str, pixels: int) -> dict[str, Run]:
     return _eager(*_decoder(model, pixels))
 
 
-def _compiled(module: Any, inputs: tuple[Any, ...]) -> Run:
+def _compiled(name: str, make: Callable[[], tuple[Any, tuple[Any, ...]]], inputs: tuple[Any, ...]) -> Run:
+    """What OpenVINO's converter makes of diffusers' module. For a U-Net that takes minutes and twice its memory: it is
+    kept in the user's cache, and converted in a process of its own."""
     import openvino
 
-    converted = openvino.convert_model(module, example_input=inputs)
+    cache = user_cache_path("zoo-models", appauthor=False) / "bench"
+    file = cache / f"{name}-openvino-{metadata.version('openvino')}.xml"
+    if not file.exists():
+        child = get_context("spawn").Process(target=_convert, args=(make, file))
+        child.start()
+        child.join()
+        if child.exitcode:
+            raise RuntimeError("the conversion failed")
     settings = {
         "INFERENCE_NUM_THREADS": threads(),
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",  # as we compute: it would take bfloat16 where the processor has it
     }
+    request = openvino.Core().compile_model(file, "CPU", settings).create_infer_request()
     arrays = [np.asarray(value) for value in inputs]
-    converted.reshape({port: list(array.shape) for port, array in zip(converted.inputs, arrays, strict=True)})
-    request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
 
     def run() -> Any:
         request.infer(dict(enumerate(arrays)), share_inputs=True)
@@ -107,10 +137,23 @@ def _compiled(module: Any, inputs: tuple[Any, ...]) -> Run:
     return run
 
 
+def _convert(make: Callable[[], tuple[Any, tuple[Any, ...]]], file: Path) -> None:
+    """Writes the converted module, in float32; whole, or not at all."""
+    import openvino
+
+    module, inputs = make()
+    converted = openvino.convert_model(module, example_input=inputs)
+    converted.reshape({port: list(value.shape) for port, value in zip(converted.inputs, inputs, strict=True)})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=file.parent) as folder:
+        openvino.save_model(converted, Path(folder) / file.name, compress_to_fp16=False)
+        for part in (file.with_suffix(".bin").name, file.name):
+            os.replace(Path(folder) / part, file.parent / part)
+
+
 def unet_openvino(model: str, pixels: int, dtype: str = "f32") -> Run:
-    module, inputs = _unet(model, pixels)
-    return _compiled(module, inputs)
+    return _compiled(f"unet-{model}-{pixels}", partial(_unet, model, pixels), _unet_inputs(model, pixels))
 
 
 def decode_openvino(model: str, pixels: int) -> Run:
-    return _compiled(*_decoder(model, pixels))
+    return _compiled(f"decode-{model}-{pixels}", partial(_decoder, model, pixels), (_inputs(pixels, 1),))

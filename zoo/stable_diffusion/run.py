@@ -311,7 +311,7 @@ def _plan(model: Any, settings: Mapping[str, Any], request: Request, expected: E
     pictures = f"{len(request.seeds)} pictures, " if len(request.seeds) > 1 else ""
     batches = -(-len(request.seeds) // request.batch)
     seconds = expected.step * request.steps * batches + expected.decode * len(request.seeds)
-    peak = weights + expected.transformed_bytes + max(expected.walk_bytes, 0 if request.tile else expected.decode_bytes)
+    peak = weights + max(expected.walk_bytes, 0 if request.tile else expected.decode_bytes)
     return (
         f"{pictures}{settings['size']} · {request.steps} steps, {name} · guidance {request.guidance:g} · seed "
         f"{request.seeds[0]} · expected: {_time(seconds)}, {_bytes(peak)}"

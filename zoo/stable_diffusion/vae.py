@@ -5,6 +5,7 @@ Names are those of diffusers' AutoencoderKL. Pictures are (B, H, W, 3) in -1 ...
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from zoo.core import ops
@@ -45,13 +46,18 @@ class Attention(Module):
         return x + self.to_out[0](ops.attention(q, k, v).reshape(B, H, W, C))
 
 
+Layers = Iterator[Callable[[Tensor], Tensor]]
+"""Of a block, in the order in which they are run. Encoder and decoder call them one by one: the caller of a block would
+hold on to its input while it runs, and at 512 pixels that is 134 MB more at the peak."""
+
+
 class Middle(Module):
     def __init__(self, channels: int, groups: int):
         self.resnets = [ResnetBlock(channels, channels, groups, EPS) for _ in range(2)]
         self.attentions = [Attention(channels, groups)]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+    def layers(self) -> Layers:
+        yield from (self.resnets[0], self.attentions[0], self.resnets[1])
 
 
 class Down(Module):
@@ -59,12 +65,9 @@ class Down(Module):
         self.resnets = [ResnetBlock(inputs if i == 0 else outputs, outputs, groups, EPS) for i in range(layers)]
         self.downsamplers = [] if last else [Downsample(outputs, one_sided=True)]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        for resnet in self.resnets:
-            x = resnet(x)
-        for downsampler in self.downsamplers:
-            x = downsampler(x)
-        return x
+    def layers(self) -> Layers:
+        yield from self.resnets
+        yield from self.downsamplers
 
 
 class Up(Module):
@@ -72,12 +75,9 @@ class Up(Module):
         self.resnets = [ResnetBlock(inputs if i == 0 else outputs, outputs, groups, EPS) for i in range(layers)]
         self.upsamplers = [] if last else [Upsample(outputs)]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        for resnet in self.resnets:
-            x = resnet(x)
-        for upsampler in self.upsamplers:
-            x = upsampler(x)
-        return x
+    def layers(self) -> Layers:
+        yield from self.resnets
+        yield from self.upsamplers
 
 
 class Encoder(Module):
@@ -92,9 +92,11 @@ class Encoder(Module):
 
     def __call__(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
-        for block in self.down_blocks:
-            x = block(x)
-        return self.conv_out(self.conv_norm_out(self.mid_block(x), "silu"))
+        blocks: list[Down | Middle] = [*self.down_blocks, self.mid_block]
+        for block in blocks:
+            for layer in block.layers():
+                x = layer(x)
+        return self.conv_out(self.conv_norm_out(x, "silu"))
 
 
 class Decoder(Module):
@@ -108,9 +110,11 @@ class Decoder(Module):
         self.conv_out = Conv2d(widths[-1], c.out_channels, 3, padding=1)
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = self.mid_block(self.conv_in(x))
-        for block in self.up_blocks:
-            x = block(x)
+        x = self.conv_in(x)
+        blocks: list[Middle | Up] = [self.mid_block, *self.up_blocks]
+        for block in blocks:
+            for layer in block.layers():
+                x = layer(x)
         return self.conv_out(self.conv_norm_out(x, "silu"))
 
 

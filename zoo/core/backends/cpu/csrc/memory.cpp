@@ -1,11 +1,15 @@
 // Memory of large results, kept for the next result of about its size. A fresh array of 21 MB costs as much time in page faults as
 // a kernel at memory speed takes to fill it, and malloc gives such blocks back to the system each time.
 // layout     blocks of 8 sizes between powers of two, so at most an eighth is unused; from 4 MiB on in pages of 2 MiB, where the
-//            system has them. Idle blocks take a sixteenth of the machine's memory at most; the oldest goes first
+//            system has them
+// bounds     idle blocks take a sixteenth of the machine's memory at most, and with those in use no more than those in use once
+//            took: no peak is higher for what is kept. Where a result of another size would go beyond, the pages of the oldest
+//            idle blocks move to it (mremap: no page is given back, faulted in and cleared again)
 // The interpreter lock is held wherever a block is taken or given back, so nothing here is locked.
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <new>
 #include <vector>
 
@@ -17,14 +21,14 @@ namespace {
 constexpr size_t HUGE_PAGE = 2 << 20;
 
 struct Block {
-    void* data;
+    char* data;
     size_t size;
 };
 std::vector<Block> idle;  // the oldest first
-size_t idle_bytes = 0;
+size_t idle_bytes = 0, used_bytes = 0, most_used = 0;
 
 size_t size_class(size_t bytes) {
-    size_t step = 4096;
+    size_t step = bytes < 8 * HUGE_PAGE ? 4096 : HUGE_PAGE;
     while (step * 16 <= bytes) step *= 2;
     return (bytes + step - 1) / step * step;
 }
@@ -44,7 +48,7 @@ void trim(size_t most) {
     idle.erase(idle.begin(), idle.begin() + (ptrdiff_t)gone);
 }
 
-void* map(size_t size) {
+char* map(size_t size) {
     const size_t extra = size >= 2 * HUGE_PAGE ? HUGE_PAGE : 0;  // so that a block can begin where a large page does
     char* const found = static_cast<char*>(mmap(nullptr, size + extra, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (found == MAP_FAILED) return nullptr;
@@ -58,12 +62,51 @@ void* map(size_t size) {
     return found + before;
 }
 
+bool of_huge_pages(const Block& block) { return (reinterpret_cast<uintptr_t>(block.data) | block.size) % HUGE_PAGE == 0; }
+
+// Moves whole large pages to a mapped place; from there they are gone.
+void move_pages(char* from, char* to, size_t bytes) {
+#if defined(__linux__)
+    if (mremap(from, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to) != MAP_FAILED) return;
+    if (bytes > HUGE_PAGE) {  // a block that pages were moved to is several mappings, and older systems move only one
+        const size_t half = bytes / HUGE_PAGE / 2 * HUGE_PAGE;
+        move_pages(from, to, half);
+        return move_pages(from + half, to + half, bytes - half);
+    }
+    munmap(from, bytes);  // the failure may have unmapped the place
+    if (mmap(to, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED) throw std::bad_alloc();
+#else
+    (void)to;
+    munmap(from, bytes);
+#endif
+}
+
+// Lets no more than `most` bytes be idle; pages that are too many move to the block.
+void refill(const Block& block, size_t most) {
+    size_t filled = 0;
+    for (size_t i = 0; of_huge_pages(block) && i < idle.size() && idle_bytes > most && filled < block.size;) {
+        Block& from = idle[i];
+        if (!of_huge_pages(from)) {
+            i++;
+            continue;
+        }
+        const size_t surplus = (idle_bytes - most + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+        const size_t n = std::min({from.size, block.size - filled, surplus});
+        move_pages(from.data, block.data + filled, n);
+        filled += n, idle_bytes -= n, from.data += n, from.size -= n;
+        if (from.size == 0) idle.erase(idle.begin() + (ptrdiff_t)i);
+    }
+    trim(most);
+}
+
 // Bytes that an array may lie in.
 struct Memory {
     Block block{};
 
     explicit Memory(size_t bytes) {
         const size_t size = size_class(bytes);
+        used_bytes += size;
+        if (used_bytes > most_used) most_used = used_bytes;
         for (size_t i = idle.size(); i-- > 0;) {
             if (idle[i].size != size) continue;
             block = idle[i];
@@ -71,17 +114,21 @@ struct Memory {
             idle_bytes -= size;
             return;
         }
-        void* data = map(size);
+        char* data = map(size);
         if (!data) {
             trim(0);
             data = map(size);
         }
-        if (!data) throw std::bad_alloc();
+        if (!data) {
+            used_bytes -= size;
+            throw std::bad_alloc();
+        }
         block = {data, size};
+        refill(block, most_used - used_bytes);
     }
     ~Memory() {
         idle.push_back(block);
-        idle_bytes += block.size;
+        idle_bytes += block.size, used_bytes -= block.size;
         trim(limit());
     }
     Memory(const Memory&) = delete;

@@ -7,9 +7,9 @@ chosen when the convolution is called:
 1. what a measurement on this machine said, if the user's cache knows the shape (see tune.py);
 2. else what is least by `cost`.
 
-A packed weight keeps its transformed form as long as all such forms together stay within `budget`; beyond it they are
-made at every call, where that is still cheaper than the direct convolution. Where the form for tiles of 4 is large, it
-is never made as a whole: the kernel transforms what it needs next, which stays in the cache (FUSED).
+A packed weight keeps its transformed form where a picture has few tiles (FEW), as long as all such forms together stay
+within `budget`. Elsewhere the form is made at every call, which adds little to so many products: whole, or where that
+would be large by parts that stay in the cache, for tiles of 4 (FUSED).
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from zoo.core.stats import count
 DIRECT, TILES = 0, (2, 4)  # outputs along one side of a tile
 MADE, KEPT, FUSED = 0, 1, 2  # where a form comes from
 LARGE = 48 << 20
-"""Bytes of a form that is not kept: it would be read from memory at every call. Smaller ones stay in L3 or are worth
-their memory: 1.2 to 1.4 times as fast as fused at 512 channels, 4 times for a picture of 7 x 7."""
+"""Bytes of a form that is never made as a whole: it would be written to memory and read from there. Smaller ones stay
+in L3 or are worth their memory: 1.2 to 1.4 times as fast as fused at 512 channels, 4 times for a picture of 7 x 7."""
+FEW = 256
+"""Tiles from which on a form is not kept: to make it is 4 % of the products, and 1 % for a picture of 128 x 128."""
 
 
 def cost(tile: int, images: int, out: tuple[int, int], channels: int, outputs: int, kept: int) -> float:
@@ -37,8 +39,7 @@ def cost(tile: int, images: int, out: tuple[int, int], channels: int, outputs: i
     operations are done (11 at the roof of both, but they overlap); transforming one number costs as much as 64; making
     a form costs three times reading it; a fused one is read as 9 places, and transformed in the cache."""
     places = 9 if tile == DIRECT else (tile + 2) ** 2
-    across, down = (-(-n // max(tile, 1)) for n in out)
-    spots = images * across * down
+    spots = tiles(images, out, max(tile, 1))
     lanes = -(-outputs // 16) * 16 / outputs
     products = 2 * places * max(spots, 8) * lanes
     transforms = 0 if tile == DIRECT else 64 * places * spots * (1 / channels + 1 / outputs)
@@ -57,12 +58,12 @@ class Forms:
     def size(w: Any, tile: int, columns: int) -> int:
         return (tile + 2) ** 2 * -(-w.shape[0] // columns) * columns * w.shape[-1] * 4
 
-    def kept_as(self, w: Packed, tile: int) -> int:
-        """KEPT if this form of w is here, or would fit; FUSED if it need not be."""
+    def kept_as(self, w: Packed, tile: int, spots: int) -> int:
+        """Where this form of w comes from, for a picture of so many tiles."""
         if large(w):
-            return FUSED if fused(w, tile) else MADE
+            return FUSED if tile == TILES[-1] else MADE
         room = tile in self.made.get(w, ()) or self.kept + self.size(w, tile, w.columns) <= self.budget
-        return KEPT if room else MADE
+        return KEPT if room and spots < FEW else MADE
 
     def get(self, w: Packed, tile: int) -> np.ndarray | None:
         """This form of w, made if need be; None if there is no room."""
@@ -91,12 +92,12 @@ class Forms:
 
 
 def large(w: Packed) -> bool:
+    """Too large to be made as a whole?"""
     return Forms.size(w, TILES[-1], w.columns) > LARGE
 
 
-def fused(w: Packed, tile: int) -> bool:
-    """Does the kernel read a packed weight as it is, and transform it on the way?"""
-    return tile == TILES[-1] and large(w)
+def tiles(images: int, out: tuple[int, int], tile: int) -> int:
+    return images * -(-out[0] // tile) * -(-out[1] // tile)
 
 
 def default_budget() -> int:

@@ -27,7 +27,7 @@ void set_winograd(Conv& c, int tile) {
 }
 
 void conv(nb::handle x_, nb::handle w_, nb::handle out_, nb::handle bias, nb::handle residual, int activation, Pair stride, Pair pad,
-          Pair dilation, i64 groups, bool flip, std::array<i64, 4> packed_shape, int winograd, int weight) {
+          Pair dilation, i64 groups, bool flip, std::array<i64, 4> packed_shape, int winograd, int weight, bool fused) {
     check(weight >= F32 && weight < WEIGHTS, "unknown kind of weight");
     const bool half = weight != F32;
     const Array x(x_, "x"), w(half ? nb::handle(Py_None) : w_, "w"), out(out_, "out", true);
@@ -55,11 +55,13 @@ void conv(nb::handle x_, nb::handle w_, nb::handle out_, nb::handle bias, nb::ha
     if (packed) {
         const auto fits = [&](const auto& w) {
             const bool form = w.nd == 1 && w.contiguous() && !half && w.shape[0] == packed_conv_size(c);
-            c.taps = !form && winograd == 4;
+            c.taps = !form && winograd;
             return form || (w.nd == 1 && w.contiguous() && w.shape[0] == packed_conv_size(c));
         };
         check(half ? fits(w16) : fits(w), "packed weights have the wrong size");
         check(!half || winograd == 0 || c.taps, "a transformed weight is float32");
+        check(!fused || (c.taps && winograd == 4), "only packed weights are transformed by parts, for tiles of 4");
+        c.fused = fused;
         c.packed = half ? static_cast<const void*>(w16.data) : w.data;
         c.weight = weight;
     } else {
@@ -116,7 +118,7 @@ void bind_conv(nb::module_& m) {
     m.def("conv", conv, nb::arg("x"), nb::arg("w"), nb::arg("out"), nb::arg("bias").none() = nb::none(),
           nb::arg("residual").none() = nb::none(), nb::arg("activation") = 0, nb::arg("stride") = Pair{1, 1},
           nb::arg("pad") = Pair{0, 0}, nb::arg("dilation") = Pair{1, 1}, nb::arg("groups") = 1, nb::arg("flip") = false,
-          nb::arg("packed_shape") = std::array<i64, 4>{-1, 0, 0, 0}, nb::arg("winograd") = 0, nb::arg("weight") = 0,
+          nb::arg("packed_shape") = std::array<i64, 4>{-1, 0, 0, 0}, nb::arg("winograd") = 0, nb::arg("weight") = 0, nb::arg("fused") = false,
           "x (N, H, W, C), w (O, h, w, C/groups) or packed -> out (N, H', W', O).");
     m.def("conv_scatter", conv_scatter, nb::arg("x"), nb::arg("w"), nb::arg("out"), nb::arg("spread"), nb::arg("pad"),
           nb::arg("dilation"), nb::arg("flip"), "x (N, H, W, C), w (C, h, w, O) -> out (N, H', W', O): every pixel adds to its surroundings.");

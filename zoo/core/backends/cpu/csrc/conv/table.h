@@ -20,7 +20,8 @@ struct Conv {
     const void* w;    // not read if `packed` is set
     i64 w_stride[4];
     const void* packed;  // [groups][outputs/groups/NR][kernel0 * kernel1 * channels/groups][NR], or as winograd.h says
-    bool taps;           // `packed` is the former, though winograd is set: 4, and transformed on the way
+    bool taps;           // `packed` is the former, though winograd is set: they are transformed at this call,
+    bool fused;          // and by parts, which stay in the cache (winograd is 4)
     float* y;
     const float *bias, *residual;
     int activation;

@@ -204,7 +204,8 @@ void winograd_filter(const Tap* taps, i64 apart, i64 count, float* u, i64 plane)
     }
 }
 
-template <int M>
+// U of all panels of outputs, from packed taps (stored as T), or from w.
+template <int M, class T>
 void winograd_pack(const Conv& c, float* u) {
     struct Job {
         const Conv* c;
@@ -212,10 +213,11 @@ void winograd_pack(const Conv& c, float* u) {
     } job{&c, u};
     parallel(divide_up(c.outputs, NR), [](void* context, i64 panel) {
         const Job& j = *static_cast<Job*>(context);
-        const i64 size = j.c->channels * NR;
+        const i64 size = j.c->channels * NR, plane = divide_up(j.c->outputs, NR) * size;
+        if (j.c->taps) return winograd_filter<M>(static_cast<const T*>(j.c->packed) + panel * 9 * size, size, size, j.u + panel * size, plane);
         float* const taps = scratch(SLOT_X, 9 * size);
         pack_conv_panel(*j.c, panel, taps);
-        winograd_filter<M>(taps, size, size, j.u + panel * size, divide_up(j.c->outputs, NR) * size);
+        winograd_filter<M>(taps, size, size, j.u + panel * size, plane);
     }, &job);
 }
 
@@ -275,20 +277,20 @@ void winograd_fused(const Conv& c) {
     }
 }
 
-template <int M>
+template <int M, class Tap>
 void winograd(const Conv& c) {
     constexpr int T = Winograd<M>::T;
-    const i64 panels_n = divide_up(c.outputs, NR);
+    const i64 panels_n = divide_up(c.outputs, NR), u_size = T * T * panels_n * NR * c.channels;
     const float* u = static_cast<const float*>(c.packed);
-    if (!u) {
-        float* const made = scratch(SLOT_B, T * T * panels_n * NR * c.channels);
-        winograd_pack<M>(c, made);
+    if (!u || c.taps) {
+        float* const made = scratch(SLOT_B, u_size);
+        winograd_pack<M, Tap>(c, made);
         u = made;
     }
     WinogradJob job{&c, u, divide_up(c.out[0], M), divide_up(c.out[1], M), 1, 1, 0, 0};
     const i64 tiles = job.tiles(), threads_ = threads();
     job.columns = at_most(panels_n * NR, divide_up(128, NR) * NR);
-    const i64 fit = L2_FLOATS / (T * T * (c.channels + job.columns)), u_size = T * T * panels_n * NR * c.channels;
+    const i64 fit = L2_FLOATS / (T * T * (c.channels + job.columns));
     // where U does not stay in L3 either, it is worth V and sums that leave L2 (1.1 to 1.4 times)
     const i64 many = u_size > 4 << 20 ? at_most(8 * MR, (4 << 20) / (T * T * c.channels)) : 0;
     job.block = at_most(at_least(at_least(fit, many), 2 * MR), 16 * MR);
