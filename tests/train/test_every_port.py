@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import struct
 from pathlib import Path
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import zoo
 from zoo.cli.main import main
 from zoo.hub.safetensors import read
+from zoo.nn.lora import layers
 from zoo.train import Learner
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +67,9 @@ def speech(folder: Path) -> Path:
     """The clips that ship, with words that are not theirs."""
     clips = sorted((ROOT / "weights" / "whisper" / "clips").glob("*.flac"))[:4]
     assert len(clips) == 4
-    lines = [json.dumps({"audio": str(clip), "text": "six sixes"}) for clip in clips]
+    for clip in clips:
+        shutil.copy(clip, folder)
+    lines = [json.dumps({"audio": clip.name, "text": "six sixes"}) for clip in clips]
     for name, some in (("train", lines), ("valid", lines[:1])):
         (folder / f"{name}.jsonl").write_text("\n".join(some))
     return folder
@@ -129,6 +134,33 @@ def test_it_learns_and_its_config_repeats_it(port: str, command: list[str], caps
     assert weights(Path("one")) == weights(Path("two"))
     again = Path("two/config.toml").read_text()
     assert again.replace('out = "two"', 'out = "one"') == told
+
+
+@pytest.mark.parametrize("name", ["mnist_cnn", "resnet"])
+def test_adapters_around_convolutions(name: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """The convolutions stay, the adapter learns; what was written is loaded around its base."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    start = ["finetune", name, "--data", str(DATA[name](tmp_path / "data")), "--epochs", "4", "--batch", "10", "-q"]
+    assert main([*start, "--dora", "--out", "run", "--weights", name]) == 1
+    assert "Give its rank too: --lora 8." in capsys.readouterr().err
+    if name == "mnist_cnn":
+        assert main([*start, "--lora", "2", "--out", "run"]) == 1
+        assert "Add --weights mnist_cnn." in capsys.readouterr().err
+    for more in (["--out", "run"], ["--out", "rounded", "--dtype", "int8", "--dora"]):
+        assert main([*start, "--lora", "4", "--lr", "1e-2", "--weights", name, *more]) == 0
+        run = Path(more[1])
+        found = [epoch["metrics"]["loss"] for epoch in epochs(run)]
+        assert found[-1] < 0.9 * found[0], found
+        base, made = zoo.load(name), zoo.load(run)
+        stays = {f"{path}.base.weight" for path in layers(made)}
+        assert stays and all(
+            np.array_equal(base.state()[path.replace(".base.", ".")], made.state()[path]) for path in stays
+        )
+        if name == "resnet":
+            capsys.readouterr()
+            assert main(["eval", "resnet", "--data", "data", "--weights", str(run), "--json", "-q"]) == 0
+            assert json.loads(capsys.readouterr().out)["results"][0]["top1"] > 0.8
 
 
 def test_resume_needs_no_other_flag(port: str, command: list[str], monkeypatch: Any, capsys: Any) -> None:

@@ -19,12 +19,12 @@ from zoo.hub import load as load_any
 from zoo.hub import save
 from zoo.nn import lora
 from zoo.port import Port
-from zoo.train import Learner
+from zoo.train import Learner, tokens
 from zoo.whisper.audio import HOP, SAMPLE_RATE
 from zoo.whisper.augment import SpecAugment, starts
 from zoo.whisper.config import WhisperConfig
 from zoo.whisper.data import IGNORED, ByLength, Clips, Masking, files, read
-from zoo.whisper.finetune import TARGETS, finetune, loss, nats_per_token, split
+from zoo.whisper.finetune import TARGETS, finetune, loss, said, split
 from zoo.whisper.model import Whisper
 from zoo.whisper.tokenizer import Tokenizer
 from zoo.whisper.weights import table
@@ -250,7 +250,7 @@ def test_a_run_learns_and_is_loaded_again(tiny, tmp_path, rank):
     assert done.before > 5 and done.after < (0.5 * done.before if rank else 0.2) and done.steps == 150
     again = load(tmp_path / "out")
     unseen = read(tiny / "valid.jsonl", Tokenizer.of(load(tiny)), model.config, language="en", task="transcribe")
-    found = nats_per_token(again, Clips(unseen, model.config, EOT))
+    found = tokens.nats_per_token(said, again, Clips(unseen, model.config, EOT))
     assert found == pytest.approx(done.after, rel=1e-4)
     kept = {path.name for path in (tmp_path / "out").iterdir()}
     assert ("adapter_model.safetensors" in kept) == bool(rank) and ("tokenizer.json" in kept) == (not rank)

@@ -18,9 +18,7 @@ import numpy as np
 
 from zoo.core.errors import DataError, WeightsError
 from zoo.llama.tokenizer import Tokenizer
-
-IGNORED = -100
-"""A target that is not learned (as in transformers)."""
+from zoo.train.tokens import IGNORED
 
 
 @dataclass(frozen=True)

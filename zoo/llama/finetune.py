@@ -10,17 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from zoo.core import ops
 from zoo.core.errors import ZooError
 from zoo.core.tensor import Tensor
 from zoo.data.loader import Loader
 from zoo.llama import tokenizer as tokenizers
-from zoo.llama.data import IGNORED, files, pack, read
+from zoo.llama.data import files, pack, read
 from zoo.llama.model import Llama
-from zoo.nn import lora as adapters
-from zoo.nn import losses
 from zoo.nn.quantized import formats
-from zoo.train import AdamW, Training, matrices_only
+from zoo.train import AdamW, Training, matrices_only, tokens
 from zoo.train.recipe import recipe
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -49,30 +46,23 @@ class Trained:
         return f"{self.out}: perplexity {self.after:.3f} on unseen text, {self.before:.3f} before"
 
 
+def said(model: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    """Logits and targets."""
+    inputs, targets, texts = batch
+    return model(inputs, texts=texts), targets
+
+
 def loss(model: Any, batch: Any) -> Tensor:
-    inputs, targets, texts = batch
-    return losses.cross_entropy(model(inputs, texts=texts), targets, ignore_index=IGNORED)
-
-
-def metrics(model: Any, batch: Any) -> dict[str, Tensor]:
-    """Sums over the tokens of each row, and how many there are: rows hold different numbers of learned tokens."""
-    inputs, targets, texts = batch
-    learned = targets != IGNORED
-    each = ops.where(learned, ops.cross_entropy(model(inputs, texts=texts), ops.where(learned, targets, 0)), 0.0)
-    return {"nats": each.sum(axis=-1), "tokens": learned.astype("float32").sum(axis=-1)}
+    return tokens.loss(*said(model, batch))
 
 
 def learned_tokens(batch: Any) -> int:
-    return int((batch[1] != IGNORED).sum())
+    return tokens.learned(batch[1])
 
 
-def perplexity(model: Llama, data: tuple[np.ndarray, ...], batch: int = 4) -> float:
+def perplexity(model: Llama, data: tuple[np.ndarray, ...]) -> float:
     """Of what `pack` gave: exp of the mean negative log-likelihood of the learned tokens."""
-    nats = tokens = 0.0
-    for rows in Loader(data, batch, shuffle=False):
-        found = metrics(model, tuple(Tensor(model.device.from_host(part), model.device) for part in rows))
-        nats, tokens = nats + float(found["nats"].sum()), tokens + float(found["tokens"].sum())
-    return math.exp(nats / tokens)
+    return math.exp(tokens.nats_per_token(said, model, data))
 
 
 @recipe("llama")
@@ -106,9 +96,7 @@ def finetune(
             raise ZooError("there is too little text", why, "Give more, a valid file, or a shorter --context.")
         train, unseen = tuple(part[:-held] for part in train), tuple(part[-held:] for part in train)
     base = None if model.source is None else model.source.shown
-    lora, out = training.lora, training.out
-    if lora:
-        adapters.attach(model, lora, targets=TARGETS, seed=training.seed)
+    lora, out = training.adapt(model, TARGETS), training.out
     training = training.at(1e-3 if lora else 1e-4)
     model.recompute = training.checkpoint
     kept = formats(model)
@@ -125,7 +113,7 @@ def finetune(
     )
     training.fit(learner)
     trainable = sum(parameter.size for parameter in model.parameters().values())
-    learned = int((train[1] != IGNORED).sum())
+    learned = tokens.learned(train[1])
     done = Trained(out, len(learner.history), learner.step, learned, before, perplexity(model, unseen), trainable)
     if lora:
         adapter.save(model, out, base or "")

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from zoo.core import ops
+from zoo.core.errors import ZooError
 from zoo.core.random import Generator
 from zoo.core.tensor import Tensor
 from zoo.data.loader import Loader
+from zoo.hub import adapter
 from zoo.mnist_cnn import data as mnist_data
 from zoo.mnist_cnn.augment import augment, to_float
 from zoo.mnist_cnn.config import MnistConfig
@@ -27,7 +29,7 @@ NEW = MnistConfig(channels=(20, 50), kernel_size=5, hidden_size=500, pool_after_
 VALIDATION_BATCH = 500
 TRAINING = Training(
     epochs=12, batch=64, lr=2e-3, schedule="one_cycle", clip=0.0, ema=0.999, out=Path("runs/mnist_cnn"),
-    without=("lora", "checkpoint"),
+    without=("checkpoint",),
 )  # fmt: skip
 
 
@@ -112,7 +114,12 @@ def finetune(
     skipped = training.skipped()
     mnist = mnist_data.load(data, skipped)
     if model is None:
+        if training.lora:
+            why = "without --weights, they are new ones"
+            raise ZooError("an adapter is trained beside weights that stay", why, "Add --weights mnist_cnn.")
         model = MnistCNN(NEW).init(Generator(training.seed), device)
+    base = None if model.source is None else model.source.shown
+    lora = training.adapt(model)
     train = training.loader((mnist.train.images, mnist.train.labels), transform=augment, skipped=skipped)
     validation = Loader(
         (mnist.validation.images, mnist.validation.labels), VALIDATION_BATCH, shuffle=False, transform=to_float
@@ -126,7 +133,10 @@ def finetune(
     test = None if mnist.test is None else accuracy(model, mnist.test)
     epochs = len(learner.history)
     done = Trained(training.out, epochs, learner.step, len(mnist.train), best, len(mnist.validation), test)
-    save(model, done, training.seed)
+    if lora:
+        adapter.save(model, done.out, base or "", task_type=None)
+    else:
+        save(model, done, training.seed)
     yield done
 
 

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from zoo.core import ops
-from zoo.core.errors import DataError
+from zoo.core.errors import DataError, ZooError
 from zoo.core.random import Generator
 from zoo.core.tensor import Tensor
 from zoo.data.bad import Skipped
 from zoo.data.folder import Labelled, Pictures, read_split
+from zoo.hub import adapter
 from zoo.nn import Linear, Sequential, global_avg_pool, losses
+from zoo.nn.quantized import formats
 from zoo.resnet import labels, preprocess
 from zoo.resnet.augment import Augment
 from zoo.resnet.evaluate import ranks, share, validation
@@ -25,9 +27,12 @@ from zoo.resnet.model import ResNet
 from zoo.train import AdamW, Learner, Optimizer, Training, matrices_only
 from zoo.train.recipe import recipe
 
+TARGETS = ("convolution",)
+"""Layers that LoRA goes around: all but the head, which is trained whole."""
+HEAD = ("classifier",)
 TRAINING = Training(
     epochs=10, batch=32, lr=1e-3, schedule="one_cycle", clip=0.0, ema=0.999, out=Path("runs/resnet"),
-    without=("lora", "checkpoint"),
+    without=("checkpoint",),
 )  # fmt: skip
 
 
@@ -77,13 +82,20 @@ def finetune(
     colour: change brightness, contrast and saturation by up to this share
     mixup: lay pictures over each other, with shares from Beta(mixup, mixup); 0.2 is usual, 0 does not
     smoothing: of the labels
+    lora: rank of an adapter of the convolutions, which is trained beside weights that stay, with the head; 0 trains the
+        weights themselves
     """
     skipped = training.skipped()
     train, held_out = read_split(data, skipped)
     if len(train.classes) < 2:
         why = f"{data} holds the class {train.classes[0]} only"
         raise DataError("there is nothing to tell apart", why, "Give two folders of pictures, or more.")
-    model, head = with_head(model.astype("float32"), train.classes, training.seed)
+    if freeze and training.lora:
+        raise ZooError("--freeze goes without --lora", "beside an adapter, all stays but the head", "Choose one.")
+    base = None if model.source is None else model.source.shown
+    model = model if formats(model) else model.astype("float32")
+    model, head = with_head(model, train.classes, training.seed)
+    lora = training.adapt(model, TARGETS, also=HEAD)
     kept = frozen(model, freeze)
     if not quiet:
         print(f"{head}{kept}", file=sys.stderr)
@@ -99,7 +111,10 @@ def finetune(
     done = Trained(
         training.out, len(learner.history), learner.step, train.classes, len(train), len(held_out), top1, top5, head
     )
-    save(model, done, training.seed)
+    if lora:
+        adapter.save(model, training.out, base or "", also=HEAD, task_type=None)
+    else:
+        save(model, done, training.seed)
     yield done
 
 
@@ -110,7 +125,7 @@ def with_head(model: ResNet, classes: Sequence[str], seed: int) -> tuple[ResNet,
     known = {name: number for number, name in enumerate(labels.of(model) or ())}
     head = model.classifier[1]
     named = {str(i): name for i, name in enumerate(classes)}
-    if set(known) == set(classes) and len(known) == config.num_labels:
+    if set(known) == set(classes) and len(known) == config.num_labels and isinstance(head, Linear):
         order = np.asarray([known[name] for name in classes])
         model.classifier[1].load({k: np.asarray(v)[order] for k, v in head.state().items()})
         said = f"these weights know the {len(classes)} classes: the head is kept"

@@ -18,7 +18,6 @@ from zoo.core.errors import DataError, ZooError
 from zoo.core.random import Generator
 from zoo.core.tensor import Tensor
 from zoo.data.bad import BadRow, Skipped
-from zoo.nn import lora as adapters
 from zoo.stable_diffusion import captioned, pipeline
 from zoo.stable_diffusion.captioned import Pair
 from zoo.stable_diffusion.noising import Noising, squared_error
@@ -34,7 +33,12 @@ TARGETS = ("to_q", "to_k", "to_v", "to_out")
 """Layers that LoRA goes around: those of every attention, as diffusers' training scripts have it."""
 PRIOR_STEPS, PRIOR_GUIDANCE = 50, 7.5
 TRAINING = Training(
-    epochs=10, batch=1, schedule="constant", warmup=0, out=Path("runs/stable_diffusion"), without=("checkpoint",)
+    epochs=10,
+    batch=1,
+    schedule="constant",
+    warmup=0,
+    out=Path("runs/stable_diffusion"),
+    without=("checkpoint", "patience"),
 )
 
 
@@ -166,10 +170,9 @@ def finetune(
         scheduler.alphas_cumprod, scheduler.config.prediction_type, model.vae.config.scaling_factor,
         empty=np.zeros(1, np.int32), drop=drop, min_snr=min_snr,
     )  # fmt: skip
-    lora, out = training.lora, training.out
-    unet = model.unet if lora else model.unet.astype("float32")
-    if lora:
-        adapters.attach(unet, lora, alpha=lora, targets=TARGETS, seed=training.seed)
+    out = training.out
+    unet = model.unet if training.lora else model.unet.astype("float32")
+    lora = training.adapt(unet, TARGETS, alpha=training.lora)
     training = training.at(1e-4 if lora else 1e-5)
     transform = Batches(noising, texts, sizes, prior_weight if others else None)
     learner = training.learner(

@@ -10,6 +10,12 @@ from typing import Any
 LARGER_IS_BETTER = ("accuracy", "top1", "top5")
 
 
+def given_up(history: Sequence[Any], patience: int) -> bool:
+    """Whether the last `patience` epochs were none of them better than the best before (0: never)."""
+    found = best(history)
+    return patience > 0 and found is not None and history[-1].epoch - found.epoch >= patience
+
+
 def best(history: Sequence[Any]) -> Any:
     """Of a Learner's history, the epoch with the least validation loss (or, without one, the best of the metric that
     is named first); the earliest of equals. None if nothing was validated."""

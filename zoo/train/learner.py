@@ -24,7 +24,7 @@ from zoo.nn.quantized import KINDS
 from zoo.train import tensorboard
 from zoo.train.average import Average
 from zoo.train.batch import on_device, size
-from zoo.train.best import best
+from zoo.train.best import best, given_up
 from zoo.train.diagnosis import REPORT, Finding, diagnose, write_finding
 from zoo.train.directory import BEST, RunDirectory, SaveEvery
 from zoo.train.gradients import clip_global_norm, finite, global_norm, gradients
@@ -66,6 +66,9 @@ class Learner:
     export(model, directory) writes the model as it is kept when training is done; after every epoch that validates best
     so far (zoo/train/best.py), it is given `out`/best.
 
+    patience: training ends after so many epochs none of which validates better than the best before; then, and also
+    when it gets to its end, the model holds the weights of the best epoch. 0: the last ones.
+
     settings: what else must be the same when the run is resumed, by name (what the schedule was made from, ...).
 
     watchers are told of the run (zoo/train/watch.py), after the screen (unless `quiet`) and the log. unit: what
@@ -85,6 +88,7 @@ class Learner:
         clip: float | None = None,
         ema: float | None = None,
         accumulate: int = 1,
+        patience: int = 0,
         counts: Callable[[Any], float] | None = None,
         out: str | Path | None = None,
         keep: int = 2,
@@ -108,6 +112,8 @@ class Learner:
         self.seed, self.log_every, self.unit = seed, log_every, unit
         self.settings = dict(settings or {})
         self.rng = RowGenerator(stream(seed, "training").seed)
+        self.patience, self.best = patience, dict[str, Tensor]()
+        """The best epoch's values of what training changes, where there is patience."""
         self.step, self.seconds = 0, 0.0
         self.history: list[Epoch] = []
         if any(isinstance(m, KINDS) and not m.frozen for _, m in model.named_modules()):
@@ -150,6 +156,7 @@ class Learner:
         with self.ranks.together():
             self._run_to(total)
         self._refresh()
+        self.model.update(self.best)
         return self.model.eval()
 
     def _run_to(self, total: int) -> None:
@@ -182,7 +189,7 @@ class Learner:
                 self.seconds = time.perf_counter() - start
                 self._end_epoch(stop)
                 continue
-            if self.step >= total:
+            if self.step >= total or given_up(self.history, self.patience):
                 return
             last = time.perf_counter()
             for batches in self._groups():
@@ -274,9 +281,16 @@ class Learner:
         self.history.append(done)
         self._losses = [0.0, 0]
         self.watch.validated(done)
-        if self.export is not None and self.out is not None and self.ranks.first and best(self.history) is done:
-            self.export(self.model, self.out / BEST)
+        if best(self.history) is done:
+            if self.patience:
+                state = self.model.state()
+                self.best = {path: state[path] for path in changing(self)}
+            if self.export is not None and self.out is not None and self.ranks.first:
+                self.export(self.model, self.out / BEST)
         self.save()
+        if given_up(self.history, self.patience):
+            kept = best(self.history)
+            self.watch.say(f"no better epoch than {kept.epoch} in {self.patience}: training ends with its weights")
 
     def validate(self, stop: Stop | None = None) -> dict[str, float] | None:
         """Means of the metrics over the validation data, with the averaged weights where there are some. None if `stop`

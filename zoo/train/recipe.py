@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeVar
 from zoo.core.errors import ZooError
 from zoo.data.bad import Skipped
 from zoo.data.loader import Loader
-from zoo.nn import Module
+from zoo.nn import Module, lora
 from zoo.options import GIVEN, MODEL, options
 from zoo.train import config
 from zoo.train import schedule as schedules
@@ -57,8 +57,10 @@ class Training:
     clip: largest norm of all gradients together; larger ones are scaled down to it. 0 does not
     ema: decay of a moving average of the weights, which is then what is kept; 0.999 is usual, 0 does not
     accumulate: batches per step, of which one at a time is in memory
+    patience: end after so many epochs without a lower validation loss, and keep the best epoch's weights; 0 does not
     checkpoint: activations of the layers are worked out again for the gradient, which takes less memory and more time
     lora: rank of an adapter, which is trained beside weights that stay; 0 trains the weights themselves
+    dora: the adapter learns the lengths of the weights' rows too (DoRA), in more time for each step
     workers: processes that read and prepare batches ahead of the training; 0 does it in between. The bits are the same
     skip_bad: leave out rows that cannot be used; they are counted, and listed in --out's skipped.jsonl
     seed: the same seed on the same device gives the same weights
@@ -78,8 +80,10 @@ class Training:
     clip: float = 1.0
     ema: float = 0.0
     accumulate: int = 1
+    patience: int = 0
     checkpoint: bool = field(default=False, metadata=FREE)
     lora: int = 0
+    dora: bool = False
     workers: int = field(default=0, metadata=FREE)
     skip_bad: bool = field(default=False, metadata=FREE)
     seed: int = 0
@@ -96,12 +100,14 @@ class Training:
     """The text of config.toml; `recipe` makes it."""
 
     def __post_init__(self) -> None:
-        least = {"epochs": 1, "steps": 1, "batch": 1, "lr": 0, "warmup": 0, "clip": 0, "accumulate": 1, "lora": 0,
-                 "workers": 0, "keep": 1, "log_every": 1}  # fmt: skip
+        least = {"epochs": 1, "steps": 1, "batch": 1, "lr": 0, "warmup": 0, "clip": 0, "accumulate": 1, "patience": 0,
+                 "lora": 0, "workers": 0, "keep": 1, "log_every": 1}  # fmt: skip
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and not value >= bound:
                 raise ZooError(f"{name} cannot be {value}", "", f"It is {bound} at least.")
+        if self.dora and not self.lora:
+            raise ZooError("dora is a kind of adapter", "there is none", "Give its rank too: --lora 8.")
         if not 0 <= self.ema < 1:
             raise ZooError(f"ema cannot be {self.ema}", "it is the share of an average that stays", "It is below 1.")
         for name in self.without:
@@ -111,6 +117,14 @@ class Training:
     def at(self, lr: float) -> Training:
         """With this learning rate, where none was given."""
         return self if self.lr is not None else dataclasses.replace(self, lr=lr)
+
+    def adapt(
+        self, model: Module, targets: Collection[str] = (), *, also: Collection[str] = (), alpha: float | None = None
+    ) -> bool:
+        """Puts the adapter that is asked for around these layers (zoo/nn/lora.py). -> whether there is one."""
+        if self.lora:
+            lora.attach(model, self.lora, alpha=alpha, dora=self.dora, targets=targets, also=also, seed=self.seed)
+        return self.lora > 0
 
     def loader(self, data: Any, kind: type[Loader] = Loader, **settings: Any) -> Loader:
         """The batches of data that are trained on. `settings`: those of the kind of Loader that are the port's own."""
@@ -156,10 +170,10 @@ class Training:
         """The Learner that trains like this. `settings`: what the port adds to what must be the same on a resume."""
         return Learner(
             model, rows, loss=loss, optimizer=optimizer, schedule=self.rates(self.total(rows)), validation=validation,
-            metrics=metrics, clip=self.clip or None, ema=self.ema or None, accumulate=self.accumulate, counts=counts,
-            unit=unit, out=self.out, keep=self.keep, save_every=self.save_every, export=export, seed=self.seed,
-            settings={**self.settings(), **(settings or {})}, log_every=self.log_every, quiet=quiet,
-            watchers=[] if self.config is None else [config.Writer(self.config)],
+            metrics=metrics, clip=self.clip or None, ema=self.ema or None, accumulate=self.accumulate,
+            patience=self.patience, counts=counts, unit=unit, out=self.out, keep=self.keep, save_every=self.save_every,
+            export=export, seed=self.seed, settings={**self.settings(), **(settings or {})}, log_every=self.log_every,
+            quiet=quiet, watchers=[] if self.config is None else [config.Writer(self.config)],
         )  # fmt: skip
 
     def settings(self) -> dict[str, Any]:

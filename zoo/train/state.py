@@ -30,6 +30,7 @@ def taken(run: Learner) -> Checkpoint:
     }
     if run.average is not None:
         groups["average"], facts["average_steps"] = run.average.values, run.average.steps
+    groups |= {"best": run.best} if run.best else {}
     return Checkpoint(groups, facts)
 
 
@@ -52,9 +53,11 @@ def put_back(run: Learner, saved: Checkpoint) -> None:
         run.data.load(before)
         raise
     run.optimizer.load(saved.groups.get("optimizer", {}), run.device)
+    average, run.best = (
+        {k: Tensor(run.device.from_host(v), run.device) for k, v in saved.groups.get(group, {}).items()}
+        for group in ("average", "best")
+    )
     if run.average is not None:
-        values = saved.groups.get("average", {})
-        average = {k: Tensor(run.device.from_host(v), run.device) for k, v in values.items()}
         run.average.load(average, facts["average_steps"])
     run.rng.seed, run.rng.offset = facts["rng"]
     run.step, run.seconds = facts["step"], facts["seconds"]
@@ -66,6 +69,7 @@ def settings(run: Learner) -> dict[str, Any]:
     """What must be the same for a resumed run to be the same run, as JSON gives it back."""
     own = {"optimizer": run.optimizer.describe(), "clip": run.clip, "seed": run.seed}
     own["ema"] = None if run.average is None else run.average.decay
+    own |= {"patience": run.patience} if run.patience else {}
     own |= {"accumulate": run.accumulate} if run.accumulate > 1 else {}
     return json.loads(json.dumps({**own, **run.settings}))
 

@@ -27,14 +27,13 @@ from zoo.data.bad import BadRow, Skipped
 from zoo.data.files import find, media
 from zoo.data.loader import Loader, stream
 from zoo.data.rows import Row
+from zoo.train.tokens import IGNORED
 from zoo.whisper.audio import HOP, SAMPLE_RATE, log_mel
 from zoo.whisper.augment import SpecAugment
 from zoo.whisper.config import WhisperConfig
 from zoo.whisper.recording import Recording
 from zoo.whisper.tokenizer import Tokenizer
 
-IGNORED = -100
-"""A target that is not learned (as in transformers)."""
 SPREAD = 16
 """Batches among which rows are sorted by length."""
 _TIMESTAMP = re.compile(r"<\|(\d+\.\d\d)\|>")

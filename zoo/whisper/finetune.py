@@ -7,18 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from zoo.core import ops
 from zoo.core.tensor import Tensor
-from zoo.data.bad import Skipped
 from zoo.data.files import find, held_out
 from zoo.data.loader import Loader
-from zoo.nn import lora as adapters
-from zoo.nn import losses
 from zoo.nn.quantized import formats
-from zoo.train import AdamW, Training, matrices_only
+from zoo.train import AdamW, Training, matrices_only, tokens
 from zoo.train.recipe import recipe
 from zoo.whisper.augment import SpecAugment
-from zoo.whisper.data import IGNORED, ByLength, Clip, Clips, Masking, files, read
+from zoo.whisper.data import ByLength, Clip, Clips, Masking, files, read
 from zoo.whisper.model import Whisper
 from zoo.whisper.run import language_code
 from zoo.whisper.tokenizer import Tokenizer
@@ -52,30 +48,18 @@ class Trained:
         return f"{self.out}: loss {self.after:.4f} on {self.unseen:,} unseen clips, {self.before:.4f} before"
 
 
+def said(model: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    """Logits and targets."""
+    features, inputs, targets, _ = batch
+    return model(features, inputs), targets
+
+
 def loss(model: Any, batch: Any) -> Tensor:
-    features, inputs, targets, _ = batch
-    return losses.cross_entropy(model(features, inputs), targets, ignore_index=IGNORED)
-
-
-def metrics(model: Any, batch: Any) -> dict[str, Tensor]:
-    """Sums over the tokens of each row, and how many there are: texts are of different lengths."""
-    features, inputs, targets, _ = batch
-    learned = targets != IGNORED
-    each = ops.where(learned, ops.cross_entropy(model(features, inputs), ops.where(learned, targets, 0)), 0.0)
-    return {"nats": each.sum(axis=-1), "tokens": learned.astype("float32").sum(axis=-1)}
+    return tokens.loss(*said(model, batch))
 
 
 def learned_tokens(batch: Any) -> int:
-    return int((batch[2] != IGNORED).sum())
-
-
-def nats_per_token(model: Whisper, clips: Clips, batch: int = 4, skipped: Skipped | None = None) -> float:
-    """Mean negative log-likelihood of the learned tokens."""
-    nats = tokens = 0.0
-    for rows in Loader(clips, batch, shuffle=False, skipped=skipped):
-        found = metrics(model, tuple(Tensor(model.device.from_host(part), model.device) for part in rows))
-        nats, tokens = nats + float(found["nats"].sum()), tokens + float(found["tokens"].sum())
-    return nats / tokens
+    return tokens.learned(batch[2])
 
 
 @recipe("whisper")
@@ -121,13 +105,11 @@ def finetune(
     augment = SpecAugment(mask_time_prob, mask_time_length, mask_feature_prob, mask_feature_length)
     base = None if model.source is None else model.source.shown
     model.model.encoder.embed_positions.freeze()  # sinusoids, as published: transformers trains them neither
-    lora, out, batch = training.lora, training.out, training.batch
-    if lora:
-        adapters.attach(model, lora, targets=TARGETS, seed=training.seed)
+    lora, out, batch = training.adapt(model, TARGETS), training.out, training.batch
     training = training.at(1e-3 if lora else 1e-5)
     model.recompute = training.checkpoint
     kept = formats(model)
-    before = nats_per_token(model, unseen, batch, skipped)
+    before = tokens.nats_per_token(said, model, unseen, batch, skipped)
     settings = {"language": language, "task": task,
                 "masks": [mask_time_prob, mask_time_length, mask_feature_prob, mask_feature_length]}  # fmt: skip
     learner = training.learner(
@@ -143,7 +125,8 @@ def finetune(
     training.fit(learner)
     done = Trained(
         out, len(learner.history), learner.step, len(train), len(held), round(sum(clip.seconds for clip in train), 2),
-        before, nats_per_token(model, unseen, batch, skipped), sum(p.size for p in model.parameters().values()),
+        before, tokens.nats_per_token(said, model, unseen, batch, skipped),
+        sum(p.size for p in model.parameters().values()),
     )  # fmt: skip
     if lora:
         adapter.save(model, out, base or "", task_type=None)
