@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from zoo.core.backends.cpu.kernels.common import Kernels
-from zoo.core.backends.cpu.memory import LARGE, empty
+from zoo.core.backends.cpu.memory import empty
 from zoo.core.stats import count
 
+LARGE = 1 << 20  # bytes from which on a second core helps
 RUN = 64  # bytes; shorter runs are quicker by numpy's loops
 
 
