@@ -132,7 +132,7 @@ def test_what_does_not_fit_leaves_the_learner_as_it_was(tmp_path):
 
 HOLD = """
 import sys
-from zoo.train import RunDirectory, Step, Watcher
+from zoo.train import RunDirectory
 with RunDirectory(sys.argv[1]).held(resumed=False):
     print("held", flush=True)
     sys.stdin.read()

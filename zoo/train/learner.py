@@ -31,7 +31,7 @@ from zoo.train.gradients import clip_global_norm, finite, global_norm, gradients
 from zoo.train.journal import Journal
 from zoo.train.optim import Optimizer
 from zoo.train.parallel import RowGenerator, Share, Stop, ranks
-from zoo.train.progress import Progress
+from zoo.train.progress import screen
 from zoo.train.schedule import Schedule
 from zoo.train.state import changing, put_back, settings, statistics, taken
 from zoo.train.stopping import StopRequest
@@ -128,7 +128,7 @@ class Learner:
             loader.part = (self.ranks.rank, self.ranks.size)
         files: list[Watcher] = [] if self.out is None else [Journal(self.out, log_every)]
         files += [] if self.out is None or not tensorboard.installed() else [TensorBoard(self.out, log_every)]
-        self.watch = Watchers([*files, *([] if quiet else [Progress()]), *watchers] if self.ranks.first else [])
+        self.watch = Watchers([*files, *([] if quiet else [screen()]), *watchers] if self.ranks.first else [])
         self._resumed, self._saved = False, (-1, -1)
         self._losses = [0.0, 0]  # sum and count of this epoch
         self._at: list[np.ndarray] = []  # the rows of each batch of the step at hand
