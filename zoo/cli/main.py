@@ -124,6 +124,21 @@ def _export(
     export(ref, directory, merge, as_json, quiet)
 
 
+@app.command("report")
+def _report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="directories of runs", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="without it, report.html in the run's directory", show_default=False),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Draw a training run, or several side by side: one HTML file, also while it trains."""
+    from zoo.cli.report import report
+
+    report(runs, out)
+
+
 @app.command("rm")
 def _rm(
     ref: Annotated[

@@ -108,6 +108,7 @@ def finetune(
         optimizer=AdamW(betas=(0.9, 0.95), weight_decay=matrices_only(0.0 if lora else 0.1)),
         validation=Loader(unseen, training.batch, shuffle=False),
         counts=learned_tokens,
+        unit="tokens",
         settings={"context": context, **({"rounded": kept} if kept else {})},
         quiet=quiet,
     )

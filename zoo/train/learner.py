@@ -21,21 +21,19 @@ from zoo.core.tensor import Tensor
 from zoo.data.loader import Loader, stream
 from zoo.nn import Module
 from zoo.nn.quantized import KINDS
-from zoo.train import tensorboard
 from zoo.train.average import Average
 from zoo.train.batch import on_device, size
 from zoo.train.best import best, given_up
 from zoo.train.diagnosis import REPORT, Finding, diagnose, write_finding
 from zoo.train.directory import BEST, RunDirectory, SaveEvery
 from zoo.train.gradients import clip_global_norm, finite, global_norm, gradients
-from zoo.train.journal import Journal
 from zoo.train.optim import Optimizer
 from zoo.train.parallel import RowGenerator, Share, Stop, ranks
 from zoo.train.progress import screen
+from zoo.train.report import left_behind
 from zoo.train.schedule import Schedule
 from zoo.train.state import changing, put_back, settings, statistics, taken
 from zoo.train.stopping import StopRequest
-from zoo.train.tensorboard import TensorBoard
 from zoo.train.watch import Epoch, Run, Step, Watcher, Watchers
 
 CHECK = 100  # steps after which ranks compare their weights: a sum of 1 GB takes about a second
@@ -126,8 +124,7 @@ class Learner:
         self.ranks.share_cores(self.device)
         for loader in [data] if validation is None else [data, validation]:
             loader.part = (self.ranks.rank, self.ranks.size)
-        files: list[Watcher] = [] if self.out is None else [Journal(self.out, log_every)]
-        files += [] if self.out is None or not tensorboard.installed() else [TensorBoard(self.out, log_every)]
+        files = [] if self.out is None else left_behind(self.out, log_every)
         self.watch = Watchers([*files, *([] if quiet else [screen()]), *watchers] if self.ranks.first else [])
         self._resumed, self._saved = False, (-1, -1)
         self._losses = [0.0, 0]  # sum and count of this epoch

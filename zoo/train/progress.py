@@ -12,6 +12,7 @@ from zoo.train.best import best
 from zoo.train.watch import Epoch, Run, Step, Watcher
 
 PLAIN = 10.0  # seconds between lines
+REPORT = "report.html"
 RECENT = 100  # steps over which the speed is worked out
 
 
@@ -60,9 +61,13 @@ class Progress(Watcher):
         self.write(text)
 
     def closed(self, reason: str) -> None:
-        if self.run is not None and self.last is not None and reason == "finished":
-            self.write(self.summary())
-        self.run = None
+        run, self.run = self.run, None
+        if run is None:
+            return
+        if self.last is not None and reason == "finished":
+            self.write(self.summary(run, self.last))
+        if run.out is not None and (run.out / REPORT).is_file():
+            self.write(f"report: {run.out / REPORT}")
 
     def write(self, text: str) -> None:
         """A line that stays."""
@@ -81,10 +86,8 @@ class Progress(Watcher):
         steps = self.run.total - self.last.step
         return steps * each + (steps // self.run.steps_per_epoch) * self._validation
 
-    def summary(self) -> str:
+    def summary(self, run: Run, last: Step) -> str:
         """What was trained, how long it took, the best that was measured and when."""
-        assert self.run is not None and self.last is not None
-        run, last = self.run, self.last
         share = "" if run.trainable == run.parameters else f" of {short(run.parameters)}"
         memory = peak_memory()
         used = "" if memory is None else f", {size(memory)} of memory"

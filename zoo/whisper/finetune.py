@@ -119,6 +119,7 @@ def finetune(
         optimizer=AdamW(betas=(0.9, 0.98), weight_decay=matrices_only(0.0 if lora else 0.01)),
         validation=Loader(unseen, batch, shuffle=False, skipped=skipped),
         counts=learned_tokens,
+        unit="tokens",
         settings={**settings, **({"rounded": kept} if kept else {})},
         quiet=quiet,
     )
