@@ -17,7 +17,8 @@ from zoo.hub import adapter, load
 from zoo.llama.data import IGNORED, Example, files, pack, read
 from zoo.llama.finetune import TARGETS, finetune, loss
 from zoo.llama.tokenizer import Tokenizer
-from zoo.nn import lora
+from zoo.nn import Linear, lora
+from zoo.nn.quantized import formats, quantize
 
 DATA = Path(os.environ.get("ZOO_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
@@ -250,12 +251,20 @@ def test_a_run_that_cannot_begin(tiny, tmp_path):
         list(finetune(model, data=text_for(tiny), out=tmp_path / "out"))
 
 
-def test_a_real_model_learns_new_text(tmp_path):
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("format", [None, "int8", "int4"])
+def test_a_real_model_learns_new_text(tmp_path, format, dora):
+    """Perplexity falls from 153 to 42 (156 to 42 beside 4 bits), with DoRA to 41."""
     if not (DATA / "stories260k").exists():
         pytest.skip(f"no stories260k in {DATA} (ZOO_TEST_DATA)")
     text = (DATA / "text" / "tinyshakespeare.txt").read_text()[:30_000]
     (tmp_path / "some.txt").write_text(text)
     model = load(DATA / "stories260k" / "hf", device="cpu")
-    settings = {"epochs": 1, "lora": 4, "context": 64, "batch": 8, "quiet": True}
+    if format is not None:  # "int4" by itself makes so narrow a model int8
+        matrices = {path for path, layer in model.named_modules() if isinstance(layer, Linear)}
+        fits = {path for path in matrices if model.spec()[f"{path}.weight"].shape[1] % 32 == 0}
+        quantize(model, format, layers=dict.fromkeys(fits, format))
+        assert set(formats(model).values()) == {format} and len(formats(model)) == 30
+    settings = {"epochs": 1, "lora": 4, "dora": dora, "context": 64, "batch": 8, "quiet": True}
     (done,) = finetune(model, data=tmp_path / "some.txt", out=tmp_path / "out", **settings)
-    assert done.after < 0.5 * done.before
+    assert done.before > 140 and done.after < 0.3 * done.before

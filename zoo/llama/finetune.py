@@ -100,7 +100,6 @@ def finetune(
     training = training.at(1e-3 if lora else 1e-4)
     model.recompute = training.checkpoint
     kept = formats(model)
-    before = perplexity(model, unseen)
     learner = training.learner(
         model,
         training.loader(train),
@@ -112,6 +111,7 @@ def finetune(
         settings={"context": context, **({"rounded": kept} if kept else {})},
         quiet=quiet,
     )
+    before = perplexity(model, unseen)
     training.fit(learner)
     trainable = sum(parameter.size for parameter in model.parameters().values())
     learned = tokens.learned(train[1])

@@ -155,7 +155,10 @@ def finetune(
     width, _ = pipeline.checked_size(model, size, size)
     skipped = training.skipped()
     pairs = captioned.read(data, prompt, skipped)
-    others = _prior(model, prior, prior_data, prior_count, width, training.seed, training.out, quiet)
+    if training.estimate and prior is not None:
+        others = pairs  # as many rows to a batch, and nothing to draw
+    else:
+        others = _prior(model, prior, prior_data, prior_count, width, training.seed, training.out, quiet)
     captions = list(dict.fromkeys(["", *(pair.caption for pair in [*pairs, *others])]))
     texts = _texts(model, captions)
     sizes = None

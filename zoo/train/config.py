@@ -44,7 +44,7 @@ def text(port: str, start: Mapping[str, Any], options: list[Option], values: Map
     for group in dict.fromkeys(each.group for each in options):
         lines += ["", f"[{group or _key(port)}]"]
         for each in options:
-            if each.group == group and each.name != "resume":
+            if each.group == group and each.name not in ("resume", "estimate"):
                 lines += [f"# {line}" for line in textwrap.wrap(each.help, WIDTH)]
                 lines.append(_line(each.name, values[each.name]))
     return "\n".join(lines) + "\n"

@@ -29,6 +29,7 @@ from zoo.nn import Module, lora
 from zoo.options import GIVEN, MODEL, options
 from zoo.train import config
 from zoo.train import schedule as schedules
+from zoo.train.estimate import Estimated, estimate, of_estimate
 from zoo.train.learner import Learner, Loss, Metrics
 from zoo.train.optim import Optimizer
 
@@ -64,6 +65,7 @@ class Training:
     workers: processes that read and prepare batches ahead of the training; 0 does it in between. The bits are the same
     skip_bad: leave out rows that cannot be used; they are counted, and listed in --out's skipped.jsonl
     seed: the same seed on the same device gives the same weights
+    estimate: only say what the run will take: memory, time and disk, from its first steps, which are then forgotten
     out: directory for the weights, their config and the log
     resume: go on from where an earlier run into --out stopped
     keep: how many checkpoints to go on from are kept, the newest
@@ -87,6 +89,7 @@ class Training:
     workers: int = field(default=0, metadata=FREE)
     skip_bad: bool = field(default=False, metadata=FREE)
     seed: int = 0
+    estimate: bool = field(default=False, metadata=FREE)
     out: Path = field(default=Path("runs/run"), metadata=FREE)
     resume: bool = field(default=False, metadata=FREE)
     keep: int = field(default=2, metadata=FREE)
@@ -132,7 +135,7 @@ class Training:
 
     def skipped(self) -> Skipped | None:
         """For what reads the data: where rows that cannot be used are told, if they are to be left out."""
-        return Skipped(self.out, self.resume) if self.skip_bad else None
+        return Skipped(None if self.estimate else self.out, self.resume) if self.skip_bad else None
 
     def total(self, rows: Loader) -> int:
         """Steps of the whole run."""
@@ -167,14 +170,23 @@ class Training:
         settings: Mapping[str, Any] | None = None,
         quiet: bool = False,
     ) -> Learner:
-        """The Learner that trains like this. `settings`: what the port adds to what must be the same on a resume."""
-        return Learner(
+        """The Learner that trains like this. `settings`: what the port adds to what must be the same on a resume.
+
+        Raises Estimated if no more than an estimate is asked for: `recipe` makes it the result.
+        """
+        writer = [] if self.config is None else [config.Writer(self.config)]
+        made = Learner(
             model, rows, loss=loss, optimizer=optimizer, schedule=self.rates(self.total(rows)), validation=validation,
             metrics=metrics, clip=self.clip or None, ema=self.ema or None, accumulate=self.accumulate,
-            patience=self.patience, counts=counts, unit=unit, out=self.out, keep=self.keep, save_every=self.save_every,
-            export=export, seed=self.seed, settings={**self.settings(), **(settings or {})}, log_every=self.log_every,
-            quiet=quiet, watchers=[] if self.config is None else [config.Writer(self.config)],
+            patience=self.patience, counts=counts, unit=unit, out=None if self.estimate else self.out, keep=self.keep,
+            save_every=self.save_every, export=export, seed=self.seed,
+            settings={**self.settings(), **(settings or {})}, log_every=self.log_every, quiet=quiet or self.estimate,
+            watchers=writer,
         )  # fmt: skip
+        if self.estimate:
+            can = [name for name in ("checkpoint", "lora") if name not in self.without and not getattr(self, name)]
+            raise Estimated(estimate(made, self.total(rows), keep=self.keep, can=can))
+        return made
 
     def settings(self) -> dict[str, Any]:
         """What must be the same when a run is resumed, by name."""
@@ -209,7 +221,10 @@ def recipe(port: str) -> Callable[[Callable[..., Result]], Callable[..., Result]
             told = {**bound.arguments, **vars(training)}
             start = _origin(told) if training.start is None else training.start
             text = config.text(port, start, options(function, {MODEL, *GIVEN})[1], told)
-            return function(*models, training=dataclasses.replace(training, config=text), **given)
+            training = dataclasses.replace(training, config=text)
+            if training.estimate:
+                return of_estimate(function, *models, training=training, **given)  # type: ignore[return-value]
+            return function(*models, training=training, **given)
 
         return call
 

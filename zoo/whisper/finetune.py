@@ -109,7 +109,6 @@ def finetune(
     training = training.at(1e-3 if lora else 1e-5)
     model.recompute = training.checkpoint
     kept = formats(model)
-    before = tokens.nats_per_token(said, model, unseen, batch, skipped)
     settings = {"language": language, "task": task,
                 "masks": [mask_time_prob, mask_time_length, mask_feature_prob, mask_feature_length]}  # fmt: skip
     learner = training.learner(
@@ -123,6 +122,7 @@ def finetune(
         settings={**settings, **({"rounded": kept} if kept else {})},
         quiet=quiet,
     )
+    before = tokens.nats_per_token(said, model, unseen, batch, skipped)
     training.fit(learner)
     done = Trained(
         out, len(learner.history), learner.step, len(train), len(held), round(sum(clip.seconds for clip in train), 2),
