@@ -77,6 +77,7 @@ class Autodiff:
     name: str
     ops: Ops
     recording: bool
+    change: Callable[[Prim, Any], Any] | None
 
     def __repr__(self) -> str:
         return f"Autodiff({self.inner!r})"
@@ -84,6 +85,8 @@ class Autodiff:
     # backend protocol
 
     def bind(self, prim: Prim, args: Any, attrs: Any) -> Any:
+        if self.change is not None:
+            args = self.change(prim, args)
         values: list[Any] = []
         parents: list[tuple[Node, int | None] | None] = []
         tracked = False
@@ -116,6 +119,15 @@ class Autodiff:
             yield
         finally:
             self.recording = before
+
+    @contextlib.contextmanager
+    def changing(self, change: Callable[[Prim, Any], Any] | None) -> Iterator[None]:
+        """Every op takes change(prim, args) for its arguments meanwhile (zoo/train/precision.py). None: as they are."""
+        before, self.change = self.change, change
+        try:
+            yield
+        finally:
+            self.change = before
 
     def opaque(
         self, name: str, value: Any, inputs: Sequence[Var], learned: Sequence[Var], gradient: Callable[..., Any]
@@ -177,7 +189,7 @@ class Autodiff:
 def _autodiff(inner: Any) -> Autodiff:
     made = object.__new__(Autodiff)
     made.inner, made.name = inner, f"autodiff({inner.name})"
-    made.ops, made.recording = Ops(made), True
+    made.ops, made.recording, made.change = Ops(made), True, None
     return made
 
 
@@ -265,7 +277,8 @@ def _through_body(inner: Any, node: Node, g: Any) -> tuple[Any, ...]:
     assert node.prim is not None and node.prim.lower is not None
     nested = _autodiff(inner)
     args = [a if parent is None else nested.variable(a) for a, parent in zip(node.args, node.parents, strict=True)]
-    y = node.prim.lower(nested.ops, *args, **node.attrs)
+    with nested.changing(None):  # a body says itself what is worked out in which dtype
+        y = node.prim.lower(nested.ops, *args, **node.attrs)
     results, cotangents = (y, g) if type(y) is tuple else ((y,), (g,))
     seeds = [
         (v, c)

@@ -26,9 +26,10 @@ from zoo.train.batch import on_device, size
 from zoo.train.best import best, given_up
 from zoo.train.diagnosis import REPORT, Finding, diagnose, write_finding
 from zoo.train.directory import BEST, RunDirectory, SaveEvery
-from zoo.train.gradients import clip_global_norm, finite, global_norm, gradients
+from zoo.train.gradients import clip_global_norm, finite, gradients
 from zoo.train.optim import Optimizer
 from zoo.train.parallel import RowGenerator, Share, Stop, ranks
+from zoo.train.precision import Precision
 from zoo.train.progress import screen
 from zoo.train.report import left_behind
 from zoo.train.schedule import Schedule
@@ -55,6 +56,8 @@ class Learner:
     entries the mean in `loss` is over in a batch (None: its rows). So a step has the gradient of one large batch also
     where batches hold different numbers of entries; a mean of means would not. The last step of an epoch may have
     fewer.
+
+    precision: f32, or what a step works with, bf16 or f16: the weights are float32 then (zoo/train/precision.py).
 
     out: a directory for the checkpoints (after every epoch, when stopped, and every `save_every` steps (500) or minutes
     ("10min"; None: not); the newest `keep` stay), and what the run tells, every `log_every` steps and every epoch
@@ -87,6 +90,7 @@ class Learner:
         ema: float | None = None,
         accumulate: int = 1,
         patience: int = 0,
+        precision: str = "f32",
         counts: Callable[[Any], float] | None = None,
         out: str | Path | None = None,
         keep: int = 2,
@@ -103,6 +107,7 @@ class Learner:
         self.loss, self.metrics = loss, metrics
         self.optimizer, self.schedule, self.clip = optimizer, schedule, clip
         self.accumulate, self.counts = accumulate, counts or size
+        self.precision = Precision(precision)
         self.average = None if ema is None else Average(ema)
         self.out = None if out is None else Path(out)
         self.directory = None if out is None else RunDirectory(out, keep)
@@ -119,7 +124,7 @@ class Learner:
             fix = "Train the full weights; or, of a language model, an adapter beside them: --lora 8."
             raise ZooError("rounded weights are not trained", why, fix)
         self.device = model.device
-        self._live = model.to(Autodiff(self.device)).train(self.rng)
+        self._live = self.precision.masters(model).to(Autodiff(self.device)).train(self.rng)
         self.ranks = ranks()
         self.ranks.share_cores(self.device)
         for loader in [data] if validation is None else [data, validation]:
@@ -242,29 +247,29 @@ class Learner:
             if counts[i] == 0:
                 continue  # this rank has none of its entries
             self.rng.at(self.step * self.accumulate + i, whole.shares[i])
-            loss, weight = self.loss(self._live, on_device(batch, self.device)), counts[i] / whole.count
-            value, seen = value + float(loss) * weight, seen + whole.shares[i].rows
-            if not math.isfinite(value):
-                break
-            for path, g in gradients(loss if weight == 1 else loss * weight, self._live).items():
-                grads[path] = grads[path] + g if path in grads else g
+            weight = counts[i] / whole.count
+            with self.precision.on(Autodiff(self.device)):
+                loss = self.loss(self._live, on_device(batch, self.device))
+                value, seen = value + float(loss) * weight, seen + whole.shares[i].rows
+                if not math.isfinite(value):
+                    break
+                for path, g in gradients(self.precision.scaled(loss, weight), self._live).items():
+                    grads[path] = grads[path] + g if path in grads else g
         value = float(self.ranks.gather(value).sum())
         if not math.isfinite(value):
             raise self._diverged(f"the loss is {value}", batches, whole.shares, before)
-        grads = self.ranks.sum(grads, self._live.parameters())
+        grads = self.precision.unscaled(self.ranks.sum(grads, self._live.parameters()))
         self._live.update(self.ranks.mean(statistics(self), seen))
         norm = None
-        if self.clip is not None:
-            grads, norm = clip_global_norm(grads, self.clip)
-            if not math.isfinite(norm):
-                raise self._diverged(f"the norm of the gradients is {norm}", batches, whole.shares, before)
-        elif not finite(grads):
-            raise self._diverged("the gradients are not finite", batches, whole.shares, before)
-        if norm is None and self.watch.each and (self.step + 1) % self.log_every == 0:
-            norm = global_norm(grads)
-        self.optimizer.step(self._live, grads, lr)
-        if self.average is not None:
-            self.average.update(self._live, self.device)
+        if self.clip is not None or (self.watch.each and (self.step + 1) % self.log_every == 0):
+            grads, norm = clip_global_norm(grads, math.inf if self.clip is None else self.clip)
+        if self.precision.fits(finite(grads) if norm is None else math.isfinite(norm)):
+            self.optimizer.step(self._live, grads, lr)
+            if self.average is not None:
+                self.average.update(self._live, self.device)
+        elif self.precision.exhausted:
+            what = "the gradients are not finite" if self.clip is None else f"the norm of the gradients is {norm}"
+            raise self._diverged(what, batches, whole.shares, before)
         self.step += 1
         return value, norm, whole.rows, whole.count
 
@@ -378,7 +383,8 @@ class Learner:
             return on_device(batch, self.device)
 
         try:
-            found = diagnose(self._live, self.loss, batches, self._at, place, rewind, self.data.places)
+            with self.precision.on(Autodiff(self.device)):
+                found = diagnose(self._live, self.loss, batches, self._at, place, rewind, self.data.places)
         except Exception as error:  # what was found out by itself must not be lost to what cannot be repeated
             found = Finding("unknown", f"repeating the step failed: {error}")
         every = self.ranks.objects(found)

@@ -60,6 +60,8 @@ class Training:
     accumulate: batches per step, of which one at a time is in memory
     patience: end after so many epochs without a lower validation loss, and keep the best epoch's weights; 0 does not
     checkpoint: activations of the layers are worked out again for the gradient, which takes less memory and more time
+    precision: of a step's products and activations; weights stay in 32 bits. bf16 and f16 take less memory; on cpu and
+        numpy they are slower
     lora: rank of an adapter, which is trained beside weights that stay; 0 trains the weights themselves
     dora: the adapter learns the lengths of the weights' rows too (DoRA), in more time for each step
     workers: processes that read and prepare batches ahead of the training; 0 does it in between. The bits are the same
@@ -84,6 +86,7 @@ class Training:
     accumulate: int = 1
     patience: int = 0
     checkpoint: bool = field(default=False, metadata=FREE)
+    precision: Literal["f32", "bf16", "f16"] = "f32"
     lora: int = 0
     dora: bool = False
     workers: int = field(default=0, metadata=FREE)
@@ -178,10 +181,10 @@ class Training:
         made = Learner(
             model, rows, loss=loss, optimizer=optimizer, schedule=self.rates(self.total(rows)), validation=validation,
             metrics=metrics, clip=self.clip or None, ema=self.ema or None, accumulate=self.accumulate,
-            patience=self.patience, counts=counts, unit=unit, out=None if self.estimate else self.out, keep=self.keep,
-            save_every=self.save_every, export=export, seed=self.seed,
-            settings={**self.settings(), **(settings or {})}, log_every=self.log_every, quiet=quiet or self.estimate,
-            watchers=writer,
+            patience=self.patience, precision=self.precision, counts=counts, unit=unit,
+            out=None if self.estimate else self.out, keep=self.keep, save_every=self.save_every, export=export,
+            seed=self.seed, settings={**self.settings(), **(settings or {})}, log_every=self.log_every,
+            quiet=quiet or self.estimate, watchers=writer,
         )  # fmt: skip
         if self.estimate:
             can = [name for name in ("checkpoint", "lora") if name not in self.without and not getattr(self, name)]

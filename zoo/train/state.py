@@ -28,6 +28,8 @@ def taken(run: Learner) -> Checkpoint:
         "losses": run._losses,
         "settings": settings(run),
     }
+    if run.precision.scales:
+        facts["precision"] = run.precision.state()
     if run.average is not None:
         groups["average"], facts["average_steps"] = run.average.values, run.average.steps
     groups |= {"best": run.best} if run.best else {}
@@ -59,6 +61,8 @@ def put_back(run: Learner, saved: Checkpoint) -> None:
     )
     if run.average is not None:
         run.average.load(average, facts["average_steps"])
+    if run.precision.scales:
+        run.precision.load(facts["precision"])
     run.rng.seed, run.rng.offset = facts["rng"]
     run.step, run.seconds = facts["step"], facts["seconds"]
     run.history = [Epoch(**done) for done in facts["history"]]
@@ -67,10 +71,11 @@ def put_back(run: Learner, saved: Checkpoint) -> None:
 
 def settings(run: Learner) -> dict[str, Any]:
     """What must be the same for a resumed run to be the same run, as JSON gives it back."""
-    own = {"optimizer": run.optimizer.describe(), "clip": run.clip, "seed": run.seed}
+    own: dict[str, Any] = {"optimizer": run.optimizer.describe(), "clip": run.clip, "seed": run.seed}
     own["ema"] = None if run.average is None else run.average.decay
     own |= {"patience": run.patience} if run.patience else {}
     own |= {"accumulate": run.accumulate} if run.accumulate > 1 else {}
+    own |= {"precision": run.precision.name} if run.precision.name != "f32" else {}
     return json.loads(json.dumps({**own, **run.settings}))
 
 
