@@ -298,3 +298,83 @@ def test_wrong_arguments_are_refused_before_any_memory_is_touched(cpu, rng):
         native.quant_linear(x, q.buffer, scale, out, bits=4)
     with pytest.raises(ValueError):
         native.quant_linear(x, q.buffer, scale, out, bits=3)
+
+
+# ---- attention in 16 bits
+
+
+def _plain(q, k, v, scale):
+    scores = scale * np.einsum("blhd,bshd->bhls", q.astype(np.float64), k.astype(np.float64))
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.einsum("bhls,bshd->blhd", weights / weights.sum(axis=-1, keepdims=True), v.astype(np.float64))
+
+
+def _attend(q, k, v, scale):
+    out = np.full((*q.shape[:3], v.shape[3]), np.nan, np.float32)
+    assert native.quant_attention(q, k, v, out, scale)
+    return out
+
+
+ATTENTIONS = [  # B, L, S, H, D, Dv
+    (1, 1, 1, 1, 1, 1), (2, 5, 7, 3, 40, 40), (1, 130, 77, 2, 80, 80), (1, 64, 513, 2, 40, 24),
+    (1, 20, 600, 1, 160, 33), (1, 3, 256, 1, 512, 64),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spread", [0.01, 1, 6])
+@pytest.mark.parametrize("shape", ATTENTIONS)
+def test_attention_in_16_bits(isa, rng, shape, spread):
+    """Values of 10 bits are 2e-3 off; scores of 6 times the usual spread are nearly a choice of one key."""
+    B, L, S, H, D, Dv = shape
+    q, k, v = (rng.normal(size=s).astype(np.float32) for s in ((B, L, H, D), (B, S, H, D), (B, S, H, Dv)))
+    q *= spread
+    expected = _plain(q, k, v, D**-0.5)
+    assert np.linalg.norm(_attend(q, k, v, D**-0.5) - expected) <= 4e-3 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-38, 1e-20, 1e15])
+def test_attention_of_strange_sizes(isa, rng, size):
+    """Scores of nothing weigh all keys alike, and of 1e30 one key alone; sizes of values go through."""
+    q, k, v = (rng.normal(size=(1, 9, 2, 24)).astype(np.float32) for _ in range(3))
+    found = _attend(q * np.float32(size), k * np.float32(size), v, 0.2)
+    expected = _plain(q * np.float32(size), k * np.float32(size), v, 0.2)
+    assert np.linalg.norm(found - expected) <= 4e-3 * np.linalg.norm(expected)
+    if size:
+        large = _attend(q, k, v * np.float32(size * 1e3), 0.2)
+        np.testing.assert_allclose(large / (size * 1e3), _attend(q, k, v, 0.2), atol=5e-3 if size > 1e-30 else 1)
+
+
+def test_attention_of_a_peak_and_a_long_tail(isa, rng):
+    """The tail weighs as much as the peak: weights of 1e-3 each must not be rounded away."""
+    q, k = np.ones((1, 1, 1, 16), np.float32), np.zeros((1, 1024, 1, 16), np.float32)
+    k[0, 300] = np.log(1023) / 16
+    v = np.ones((1, 1024, 1, 8), np.float32)
+    v[0, 300] = 3
+    np.testing.assert_allclose(_attend(q, k, v, 1.0), 2, atol=0.01)
+
+
+def test_threads_and_layouts_change_no_bit_of_it(isa, rng, restore_threads):
+    wide = rng.normal(size=(2, 150, 3, 4, 40)).astype(np.float32)
+    q, k, v = (wide[:, :, i] for i in range(3))
+    results = []
+    for threads in (1, 2, 5):
+        native.set_threads(threads)
+        results += [_attend(q, k, v, 0.2), _attend(*(np.ascontiguousarray(x) for x in (q, k, v)), 0.2)]
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0], other)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_left_to_float32(isa, rng, which, value):
+    arrays = [rng.normal(size=(1, 40, 2, 20)).astype(np.float32) for _ in range(3)]
+    arrays[which][0, 33, 1, 7] = value
+    cpu = CpuBackend()
+    before = stats().get("cpu.attention_int16", 0)
+    found = cpu.bind(TABLE["qattention"], arrays, {"scale": None})
+    plain = cpu.bind(TABLE["attention"], [*arrays, None], {"causal": False, "scale": None})
+    np.testing.assert_array_equal(found, plain)
+    assert stats().get("cpu.attention_int16", 0) == before
+    arrays[which][0, 33, 1, 7] = 0
+    cpu.bind(TABLE["qattention"], arrays, {"scale": None})
+    assert stats()["cpu.attention_int16"] == before + 1

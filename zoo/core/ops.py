@@ -402,15 +402,18 @@ def qconv(
     x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None = None, *, stride: int | Sequence[int] = 1,
     padding: Pad = 0, dilation: int | Sequence[int] = 1, activation: str | None = None, residual: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """`conv` with a weight quantised to int8: codes q (O, *K, C) and a scale (O,) for each output.
-
-    A backend may quantise x on the fly, each tile of a picture to 127 steps of its largest number.
-    """
+    """`conv` with a weight quantised to int8: codes q (O, *K, C) and a scale (O,) for each output. A backend may
+    quantise x on the fly, each tile of a picture to 127 steps of its largest number."""
     rank = x.ndim - 2
     return bind(
         P["qconv"], x, q, scale, bias, residual, stride=each_axis(stride, rank, "stride"),
         padding=pairs(padding, rank), dilation=each_axis(dilation, rank, "dilation"), activation=activation,
     )  # fmt: skip
+
+
+def qattention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
+    """`attention` of every query to every key, of which a backend may round q, k, v and weights to 10 bits or more."""
+    return bind(P["qattention"], q, k, v, scale=scale)
 
 
 # what models are made of
@@ -435,10 +438,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-5) -> Tensor:
-    """Root-mean-square normalisation over the last axis, in float32.
-
-    x (..., n), weight (n,) -> (..., n), dtype of x.  Source: Zhang & Sennrich 2019, eq. 4.
-    """
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32 (Zhang & Sennrich 2019, eq. 4)."""
     return bind(P["rms_norm"], x, weight, eps=eps)
 
 

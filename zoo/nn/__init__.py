@@ -23,7 +23,7 @@ from zoo.nn.linear import Linear
 from zoo.nn.module import Module
 from zoo.nn.norm import GroupNorm, LayerNorm, RMSNorm
 from zoo.nn.param import Param
-from zoo.nn.quantized import QuantizedConv2d, QuantizedEmbedding, QuantizedLinear, quantize, together
+from zoo.nn.quantized import QuantizedConv2d, QuantizedEmbedding, QuantizedLinear, attend, quantize, together
 from zoo.nn.recompute import recomputed
 from zoo.nn.resize import AvgPool, MaxPool, Upsample, global_avg_pool
 from zoo.nn.sequential import Sequential
@@ -32,5 +32,5 @@ __all__ = [
     "Attention", "AvgPool", "BatchNorm", "Conv1d", "Conv2d", "ConvTranspose1d", "ConvTranspose2d", "Dropout",
     "Embedding", "GroupNorm", "LayerNorm", "Linear", "MaxPool", "Module", "Param", "QuantizedConv2d",
     "QuantizedEmbedding", "QuantizedLinear", "RMSNorm", "Sequential", "TiedEmbedding", "Upsample", "activation",
-    "global_avg_pool", "init", "lora", "losses", "quantize", "recomputed", "together",
+    "attend", "global_avg_pool", "init", "lora", "losses", "quantize", "recomputed", "together",
 ]  # fmt: skip

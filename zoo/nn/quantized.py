@@ -88,6 +88,11 @@ def together(x: Tensor, *layers: Module) -> tuple[Tensor, ...]:
     return tuple([one(x) for one in layers])  # type: ignore[operator]
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, beside: Module) -> Tensor:
+    """Attention of every query to every key (shapes: ops.attention); rounded too, if the layer `beside` it is."""
+    return (ops.qattention if type(beside) is QuantizedLinear else ops.attention)(q, k, v)
+
+
 class QuantizedConv2d(Conv2d):
     """A Conv2d in one group whose weight is stored as int8, with a scale for each output. Weight and scale are not
     trained; gradients flow through to x."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from zoo.core import ops
 from zoo.core.tensor import Tensor
-from zoo.nn import GroupNorm, LayerNorm, Linear, Module, Sequential, together
+from zoo.nn import GroupNorm, LayerNorm, Linear, Module, Sequential, attend, together
 
 KeysValues = tuple[Tensor, Tensor]
 """Those of the text for one cross-attention, (B, S, heads, head_dim) each."""
@@ -33,7 +33,7 @@ class Attention(Module):
             q, k, v = (self._by_head(y) for y in together(x, self.to_q, self.to_k, self.to_v))
         else:
             q, (k, v) = self._by_head(self.to_q(x)), text
-        return self.to_out[0](ops.attention(q, k, v).reshape(*x.shape))
+        return self.to_out[0](attend(q, k, v, beside=self.to_q).reshape(*x.shape))
 
     def keys_values(self, text: Tensor) -> KeysValues:
         """text (B, S, text_channels)."""

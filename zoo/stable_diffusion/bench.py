@@ -14,6 +14,7 @@ import numpy as np
 
 from zoo.bench.case import Case, Run
 from zoo.bench.inputs import numbers
+from zoo.core.dtype import bfloat16, float32
 from zoo.core.tensor import tensor
 from zoo.nn import Module, quantize
 from zoo.stable_diffusion.config import UNetConfig, VaeConfig
@@ -40,7 +41,8 @@ VAES = {
 class Weights(Mapping[str, np.ndarray]):
     """Our names -> arrays of a model's shapes, made at each look-up: one is in memory at a time."""
 
-    def __init__(self, model: Module):
+    def __init__(self, model: Module, dtype: Any = float32):
+        self.dtype = dtype
         self.shapes = {name: meta.shape for name, meta in model.spec().items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -51,6 +53,7 @@ class Weights(Mapping[str, np.ndarray]):
             array += np.float32("norm" in name and name.endswith("weight"))
         else:  # variance 1 / fan-in
             array *= np.float32(math.sqrt(12 / math.prod(shape[1:])))
+        array = array.astype(self.dtype, copy=False)
         array.flags.writeable = False
         return array
 
@@ -72,7 +75,7 @@ def text(model: str) -> np.ndarray:
 def unet(model: str, pixels: int, dtype: str = "f32") -> Run:
     """model: one of UNETS."""
     network = UNet(UNETS[model])
-    network.load(Weights(network), device="cpu")
+    network.load(Weights(network, bfloat16 if dtype == "bf16" else float32), device="cpu")
     if dtype == "int8":
         quantize(network, dtype)
     network.prepare()
@@ -94,11 +97,12 @@ def _case(name: str, unit: str, ours: str, **more: Any) -> Case:
     agree = settings.pop("agree", 1e-3)
     peers = {peer: f"zoo.stable_diffusion.peers:{ours}_{peer}" for peer in ("diffusers", "openvino")}
     return Case(name, unit, 1, f"zoo.stable_diffusion.bench:{ours}", peers, settings, group="Stable Diffusion",
-                agree=agree)  # fmt: skip
+                agree=agree, memory=True)  # fmt: skip
 
 
 CASES = (
     _case("SD 1.5 U-Net, batch 2, 512 px", "steps/s", "unet"),
+    _case("SD 1.5 U-Net bf16, batch 2, 512 px", "steps/s", "unet", dtype="bf16", agree=0.02),
     _case("SD 1.5 U-Net int8, batch 2, 512 px", "steps/s", "unet", dtype="int8", agree=0.05),
     _case("SD 1.5 VAE decode, 512 px", "pictures/s", "decode"),
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,21 +17,21 @@ from typing import Any
 import numpy as np
 from platformdirs import user_cache_path
 
-from zoo.bench.case import Run
+from zoo.bench.case import Run, Variants
 from zoo.bench.inputs import threads
 from zoo.stable_diffusion.bench import BATCH, TIME, UNETS, VAES, Weights, latents, text
 from zoo.stable_diffusion.unet import UNet
 from zoo.stable_diffusion.vae import Vae
 
 
-def _filled(kind: Any, config: Any, ours: Any) -> Any:
+def _filled(kind: Any, config: Any, ours: Any, dtype: str = "f32") -> Any:
     """A module of diffusers with the weights of ours; nothing is made twice."""
     import torch
 
     torch.set_num_threads(threads())
     with torch.device("meta"):
         module = kind(**vars(config))
-    module = module.to_empty(device="cpu").eval()
+    module = module.to(torch.bfloat16 if dtype == "bf16" else torch.float32).to_empty(device="cpu").eval()
     with torch.no_grad():
         for name, array in Weights(ours(config)).items():
             parameter = module.get_parameter(name)
@@ -52,10 +52,12 @@ def _unet_inputs(model: str, pixels: int) -> tuple[Any, ...]:
     return _inputs(pixels, BATCH), torch.tensor(TIME), torch.from_numpy(text(model))
 
 
-def _unet(model: str, pixels: int) -> tuple[Any, tuple[Any, ...]]:
+def _unet(model: str, pixels: int, dtype: str = "f32") -> tuple[Any, tuple[Any, ...]]:
     import diffusers
 
-    return _filled(diffusers.UNet2DConditionModel, UNETS[model], UNet), _unet_inputs(model, pixels)
+    module = _filled(diffusers.UNet2DConditionModel, UNETS[model], UNet, dtype)
+    x, time, told = _unet_inputs(model, pixels)
+    return module, (x.to(module.dtype), time, told.to(module.dtype))
 
 
 def _decoder(model: str, pixels: int) -> tuple[Any, tuple[Any, ...]]:
@@ -74,11 +76,15 @@ def _decoder(model: str, pixels: int) -> tuple[Any, tuple[Any, ...]]:
     return Decoder().eval(), (_inputs(pixels, 1),)
 
 
-def _eager(module: Any, inputs: tuple[Any, ...]) -> dict[str, Run]:
+def _eager(make: Callable[[], tuple[Any, tuple[Any, ...]]]) -> Variants:
     """In both layouts; the first call of each lays the weights out."""
     import torch
 
+    made = cache(make)  # once, for both
+
     def variant(layout: Any) -> Run:
+        module, inputs = made()
+
         def run() -> Any:
             with torch.inference_mode():
                 module.to(memory_format=layout)
@@ -87,29 +93,29 @@ def _eager(module: Any, inputs: tuple[Any, ...]) -> dict[str, Run]:
 
         return run
 
-    return {"channels_last": variant(torch.channels_last), "contiguous": variant(torch.contiguous_format)}
+    layouts = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+    return Variants({name: partial(variant, layout) for name, layout in layouts.items()})
 
 
-def unet_diffusers(model: str, pixels: int, dtype: str = "f32") -> dict[str, Run]:
-    """int8: with torch's dynamic int8 for its linear layers, as torch has no such convolution; and in float32, in which
-    it may be faster. bf16: weights and activations."""
+def unet_diffusers(model: str, pixels: int, dtype: str = "f32") -> Variants:
+    """int8: torch's dynamic int8 for linear layers; it has none for convolutions. bf16: weights and activations."""
     import torch
 
-    module, inputs = _unet(model, pixels)
-    if dtype == "bf16":
-        module, inputs = module.to(torch.bfloat16), tuple(value.to(torch.bfloat16) for value in inputs)
-    runs = _eager(module, inputs)
-    if dtype == "int8":
-        rounded = torch.ao.quantization.quantize_dynamic(module, {torch.nn.Linear}, dtype=torch.qint8)
-        runs |= {f"int8 linears, {name}": run for name, run in _eager(rounded, inputs).items()}
-    return runs
+    def make() -> tuple[Any, tuple[Any, ...]]:
+        module, inputs = _unet(model, pixels, dtype)
+        if dtype == "int8":
+            torch.ao.quantization.quantize_dynamic(module, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)
+        return module, inputs
+
+    return _eager(make)
 
 
-def decode_diffusers(model: str, pixels: int) -> dict[str, Run]:
-    return _eager(*_decoder(model, pixels))
+def decode_diffusers(model: str, pixels: int) -> Variants:
+    return _eager(partial(_decoder, model, pixels))
 
 
-def _compiled(name: str, make: Callable[[], tuple[Any, tuple[Any, ...]]], inputs: tuple[Any, ...]) -> Run:
+def _compiled(name: str, make: Callable[[], tuple[Any, tuple[Any, ...]]], inputs: tuple[Any, ...],
+              dtype: str = "f32") -> Run:  # fmt: skip
     """What OpenVINO's converter makes of diffusers' module. For a U-Net that takes minutes and twice its memory: it is
     kept in the user's cache, and converted in a process of its own."""
     import openvino
@@ -125,7 +131,8 @@ def _compiled(name: str, make: Callable[[], tuple[Any, tuple[Any, ...]]], inputs
     settings = {
         "INFERENCE_NUM_THREADS": threads(),
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",  # as we compute: it would take bfloat16 where the processor has it
+        # else it would take bfloat16 where the processor has it
+        "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bf16" else "f32",
     }
     request = openvino.Core().compile_model(file, "CPU", settings).create_infer_request()
     arrays = [np.asarray(value) for value in inputs]
@@ -152,7 +159,8 @@ def _convert(make: Callable[[], tuple[Any, tuple[Any, ...]]], file: Path) -> Non
 
 
 def unet_openvino(model: str, pixels: int, dtype: str = "f32") -> Run:
-    return _compiled(f"unet-{model}-{pixels}", partial(_unet, model, pixels), _unet_inputs(model, pixels))
+    """int8: in f32, since rounding its weights takes a further package."""
+    return _compiled(f"unet-{model}-{pixels}", partial(_unet, model, pixels), _unet_inputs(model, pixels), dtype)
 
 
 def decode_openvino(model: str, pixels: int) -> Run:

@@ -12,7 +12,7 @@ quant        quantize dequantize qmatmul                  composites: qlinear ql
 nn           linear conv_bias_act softmax log_softmax cross_entropy gelu gelu_tanh quick_gelu swiglu
              embedding upsample dropout adamw_step activation_grad swiglu_grad softmax_grad log_softmax_grad
              cross_entropy_grad
-attention    attention attention_grad rope
+attention    attention attention_grad qattention rope
 norm         rms_norm layer_norm group_norm batch_norm batch_norm_train rms_norm_grad group_norm_grad
              (nn, attention and norm: all composites)
 """

@@ -125,6 +125,16 @@ def attention(o, q, k, v, bias, *, causal=False, scale=None):
     return _from_key_head(o, o.matmul(weights, vh), q)
 
 
+def _qattention_infer(q: Any, k: Any, v: Any, *, scale: float | None) -> Meta:
+    return _attention_infer(q, k, v, None, causal=False, scale=scale)
+
+
+@composite(_qattention_infer)
+def qattention(o, q, k, v, *, scale=None):
+    """Attention of which a backend may round queries, keys, values and weights."""
+    return o.attention(q, k, v, None, causal=False, scale=scale)
+
+
 def _rope_infer(x: Any, cos: Any, sin: Any, *, interleaved: bool) -> Meta:
     infer.floats(x, cos, sin)
     infer.need_ndim("x", x, 4, "(batch, length, heads, head_dim)")

@@ -11,6 +11,7 @@ from zoo.core import ops
 from zoo.core.dtype import bfloat16, float16, float32, int8, uint8
 from zoo.core.testing import ref
 from zoo.core.testing.case import Case
+from zoo.core.testing.cases.nn import ATTENTION_GRAD
 from zoo.core.testing.tol import EXACT, QUANTISED, ROUNDED, Tol, nmse
 
 STORED = {"int8": (int8, float32), "int4": (uint8, float16)}
@@ -131,4 +132,23 @@ CONVS = [
     _conv("empty", (0, 5, 5, 8), (4, 3, 3, 8), tol=EXACT),
 ]
 
-CASES: list[Case] = [*_rows("int8"), *_rows("int4"), *EMBEDDINGS, *CONVS]
+# values in 10 bits: 2e-3 relative L2 (nmse 4e-6), whatever the instruction set; other dtypes go through the body
+ROUNDED_ATTENTION = nmse(3e-5, 3e-5, 8e-5, 1e-27, "queries, keys, values and weights may be rounded to 10 bits")
+
+
+def _attention(label: str, q: tuple[int, ...], kv: tuple[int, ...], Dv: int = 0, **settings: Any) -> Case:
+    return Case(f"qattention{label}", lambda q, k, v: ops.qattention(q, k, v, **settings),
+                lambda r: (r.f(*q), r.f(*kv), r.f(*kv[:3], Dv or kv[3])),
+                lambda q, k, v: ref.attention(q, k, v, None, **settings), ROUNDED_ATTENTION,
+                gradient=ATTENTION_GRAD)  # fmt: skip
+
+
+ATTENTIONS = [
+    _attention("", (2, 3, 2, 4), (2, 5, 2, 4)),
+    _attention("[Dv, scale]", (1, 17, 2, 5), (1, 9, 2, 5), Dv=19, scale=0.3),
+    _attention("[grouped]", (1, 3, 6, 4), (1, 5, 2, 4)),
+    _attention("[one key]", (1, 3, 1, 4), (1, 1, 1, 4)),
+    _attention("[empty]", (0, 3, 2, 4), (0, 5, 2, 4)),
+]
+
+CASES: list[Case] = [*_rows("int8"), *_rows("int4"), *EMBEDDINGS, *CONVS, *ATTENTIONS]

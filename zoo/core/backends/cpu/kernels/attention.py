@@ -27,6 +27,18 @@ def attention(b: Any, q: Any, k: Any, v: Any, bias: Any, *, causal: bool, scale:
     return out
 
 
+def qattention(b: Any, q: Any, k: Any, v: Any, *, scale: float | None) -> Any:
+    """In integers of 16 bits (csrc/quant/attention.h)."""
+    if any(x.dtype is not F32 or 0 in x.shape for x in (q, k, v)) or q.shape[2] != k.shape[2] or q.shape[3] > 512:
+        return NotImplemented
+    out = empty((*q.shape[:3], v.shape[3]), F32)
+    scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
+    if not b.native.quant_attention(_heads(q), _heads(k), _heads(v), out, scale):
+        return NotImplemented  # NaN or infinity, of which there are no codes
+    count("cpu.attention_int16")
+    return out
+
+
 def attention_grad(b: Any, g: Any, q: Any, k: Any, v: Any, bias: Any, *, causal: bool,
                    scale: float | None) -> Any:  # fmt: skip
     if any(x.dtype not in WEIGHTS for x in (q, k, v)) or any(0 in x.shape for x in (q, k, v)):
@@ -58,4 +70,4 @@ def _aligned(array: Any) -> Any:
     return array if whole else array.copy()
 
 
-KERNELS: Kernels = {"attention": attention, "attention_grad": attention_grad}
+KERNELS: Kernels = {"attention": attention, "qattention": qattention, "attention_grad": attention_grad}

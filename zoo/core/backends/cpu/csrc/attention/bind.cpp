@@ -62,6 +62,21 @@ void attention(nb::handle q_, nb::handle k_, nb::handle v_, nb::handle out_, nb:
     run(kernels().attention->attention, a);
 }
 
+// Returns whether q, k and v are finite.
+bool quant_attention(nb::handle q_, nb::handle k_, nb::handle v_, nb::handle out_, float scale) {
+    const HeadsArray q(q_, "q", F32), k(k_, "k", F32), v(v_, "v", F32);
+    const Array out(out_, "out", true);
+    int strange = 0;
+    QuantAttention x{inputs(q, k, v, Array(nb::none(), "bias"), F32, F32), &strange};
+    Attention& a = x.attention;
+    check(fits(out, a.B, a.L, a.H, a.Dv), "out must be contiguous, of shape (B, L, H, Dv)");
+    check(a.G == 1 && a.D <= 512, "as many key heads as query heads, of at most 512 numbers");
+    if (a.B * a.L * a.H * a.Dv == 0) return true;
+    a.y = out.data, a.scale = scale;
+    run(kernels().quant->attention, x);
+    return !strange;
+}
+
 void attention_gradient(nb::handle g_, nb::handle q_, nb::handle k_, nb::handle v_, nb::handle dq_, nb::handle dk_, nb::handle dv_,
                         nb::handle bias_, bool causal, float scale) {
     const HeadsArray g(g_, "g", F32), q(q_, "q", F32), k(k_, "k", F32), v(v_, "v", F32);
@@ -84,6 +99,8 @@ void bind_attention(nb::module_& m) {
           nb::arg("causal") = false, nb::arg("scale") = 1.0f, nb::arg("q_storage") = 0, nb::arg("kv_storage") = 0,
           "q (B, L, H, D), k (B, S, H_kv, D), v (B, S, H_kv, Dv), bias (B, H, L, S) -> out (B, L, H, Dv), stored as q. "
           "storage: 0 float32, 1 bfloat16, 2 float16 (these two as uint16).");
+    m.def("quant_attention", quant_attention, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"), nb::arg("scale"),
+          "The same in integers of 16 bits; as many key heads as query heads. False if q, k or v held NaN or infinity.");
     m.def("attention_gradient", attention_gradient, nb::arg("g"), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("dq"), nb::arg("dk"),
           nb::arg("dv"), nb::arg("bias").none() = nb::none(), nb::arg("causal") = false, nb::arg("scale") = 1.0f,
           "g (B, L, H, Dv) -> dq, dk, dv; all float32.");

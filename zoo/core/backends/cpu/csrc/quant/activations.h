@@ -72,12 +72,12 @@ INLINE int32_t quantise_run(const float* a, i64 n, float inverse, char* to) {
 }
 
 // The factor for a largest |a| of these bits, and the scale of the codes; 0 where it is not finite or counts as zero.
-INLINE float inverse_of(int32_t largest, float* scale) {
+INLINE float inverse_of(int32_t largest, float* scale, float steps = 127.0f) {
     float max;
     __builtin_memcpy(&max, &largest, 4);
     const bool usable = largest < INFINITE && max >= TINY;
-    *scale = usable ? max / 127.0f : 0.0f;
-    return usable ? 127.0f / max : 0.0f;
+    *scale = usable ? max / steps : 0.0f;
+    return usable ? steps / max : 0.0f;
 }
 
 // Returns whether all numbers of the row are finite.

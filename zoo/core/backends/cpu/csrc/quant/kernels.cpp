@@ -22,9 +22,13 @@ namespace {
 #include "conv.h"
 
 #include "pack.h"
+
+#include "../attention/softmax.h"
+
+#include "attention.h"
 }  // namespace
 
 extern const QuantKernels FAMILY_TABLE(quant);
-constexpr QuantKernels FAMILY_TABLE(quant) = {NR, pack8, pack4, linear, conv};
+constexpr QuantKernels FAMILY_TABLE(quant) = {NR, pack8, pack4, linear, conv, attention};
 
 }  // namespace zoo

@@ -1,4 +1,5 @@
 #pragma once
+#include "../attention/table.h"
 #include "../common.h"
 
 namespace zoo {
@@ -38,6 +39,12 @@ struct QuantConv {
     int* strange;  // as above, of a tile
 };
 
+// Everything float32, no bias, not causal, G = 1, D up to 512.
+struct QuantAttention {
+    Attention attention;
+    int* strange;  // as above, of q, k or v
+};
+
 struct QuantKernels {
     int columns;  // of a panel of packed weights
     // int8 (N, K), rows q_n apart -> [N/columns][ceil(K/4)][columns][4], + 128 to be unsigned
@@ -47,6 +54,7 @@ struct QuantKernels {
     void (*pack4)(const uint8_t* q, i64 q_n, i64 N, i64 K, uint8_t* packed);
     void (*linear)(const QuantLinears&);
     void (*conv)(const QuantConv&);
+    void (*attention)(const QuantAttention&);
 };
 
 }  // namespace zoo
