@@ -42,7 +42,9 @@ def test_it_fills_the_screen_and_leaves_it_clean(columns, lines):
     assert all(len(row) < columns for row in screen) and sum(has_dots(row) or "│" in row for row in screen) == plots
     assert re.search(r"loss 0\.\d+ now \d\.\d+ +validation \d\.\d+ ", text) and "accuracy" in text
     assert re.search(r"epoch \d+/12 ━+ \d+/96 steps +0:\d\d, 0:\d\d left", text)
-    assert re.search(r"rate \d.*gradient norm \d", text) and re.search(r"examples/s .*memory \d+ MB, peak \d+ MB", text)
+    assert re.search(r"learning rate \d.*gradient norm \d", text) and re.search(
+        r"examples/s .*memory \d+ MB, peak \d+ MB", text
+    )
     assert any(row.startswith("epoch 4: loss") for row in screen)  # lines that were said stand above
     assert shown.end() == 0
     after = [row for row in shown.everything() if row]
@@ -98,6 +100,16 @@ learner.watch.each.append(Fails())
     text = "\n".join(shown.shown())
     assert code != 0 and not has_dots(text) and "━" not in text and not shown.screen.cursor.hidden
     assert ("it broke" if how == "error" else "KeyboardInterrupt: stopped after step") in text
+
+
+@terminal
+def test_a_run_that_goes_on_shows_where_it_came_from(tmp_path):
+    make(tmp_path, validation=None).fit(steps=40)
+    shown = start(100, 30, epochs=30, out=tmp_path, before="learner.resume()")
+    rows = shown.until(lambda rows: says("epoch 6/30", rows) and sum("│" in row for row in rows) == 13)
+    assert says("╰1─+[4-9]\\d", rows)  # the steps of the plot: from the first
+    shown.interrupt()
+    shown.end()
 
 
 @terminal

@@ -22,6 +22,7 @@ from rich.segment import ControlType, Segment, Segments
 from rich.style import Style
 
 from zoo.core.stats import peak_memory
+from zoo.train.journal import LOG, read_log
 from zoo.train.plot import Line, blocks, bounds, braille, trailing
 from zoo.train.progress import Progress, clock, size
 from zoo.train.watch import Epoch, Run, Step
@@ -84,6 +85,8 @@ class Dashboard(Progress, RenderHook):
         self._new: deque[Step] = deque()
         self._curves = {name: Curve() for name in ("loss", "lr", "norm", "speed")}
         self._measured: dict[str, Curve] = {}
+        for record in read_log(run.out / LOG) if run.out is not None and run.step else []:
+            self._went(record)
         self._said: deque[str] = deque(maxlen=100)
         self._height, self._size = 0, (0, 0)  # of the picture that is on the screen; of the screen when it was drawn
         self._console = _Console(self._lock, file=sys.stderr, highlight=False, soft_wrap=True)
@@ -93,6 +96,15 @@ class Dashboard(Progress, RenderHook):
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._draw, args=(self._end,), name="dashboard", daemon=True)
         self._thread.start()
+
+    def _went(self, record: dict[str, Any]) -> None:
+        """What a run that goes on had logged."""
+        for name, value in record.get("metrics", {}).items():
+            self._measured.setdefault(name, Curve()).add(record["step"], value)
+        if "metrics" not in record:
+            for name, key in (("loss", "loss"), ("lr", "lr"), ("norm", "grad_norm")):
+                if record.get(key) is not None:
+                    self._curves[name].add(record["step"], record[key])
 
     def stepped(self, step: Step) -> None:
         self.last = step
@@ -203,14 +215,21 @@ class Dashboard(Progress, RenderHook):
     def _status(self, width: int) -> list[Row]:
         assert self.run is not None and self.last is not None
         run, step = self.run, self.last
+        seconds = (
+            step.seconds + time.perf_counter() - self._stepped
+        )  # it goes on while a step or a validation takes long
         before = f"epoch {step.epoch}/{run.epochs} "
-        after = f" {step.step:,}/{run.total:,} steps  {clock(step.seconds)}, {clock(self.left())} left"
+        after = f" {step.step:,}/{run.total:,} steps  {clock(seconds)}, {clock(self.left())} left"
         room = max(width - len(before) - len(after), 4)
         done = round(room * min(step.step / run.total, 1))
         bar: Row = [(before, STRONG), ("━" * done, SMOOTH), ("━" * (room - done), DIM), (after, "")]
         peak = peak_memory()
         memory = "" if step.memory is None else f"{size(step.memory)}, peak {size(peak or step.memory)}"
-        facts = [("rate", f"{step.lr:.3g}", "lr"), ("gradient", self._norm(), "norm"), ("", self.speed(), "speed")]
+        facts = [
+            ("learning rate", f"{step.lr:.3g}", "lr"),
+            ("gradient", self._norm(), "norm"),
+            ("", self.speed(), "speed"),
+        ]
         across = 2 if width < 100 else 4
         cells: list[Row] = []
         for name, text, curve in facts:
