@@ -138,8 +138,9 @@ def test_a_report_that_cannot_be_written_does_not_end_a_run(tmp_path):
 
 def test_ticks_are_round_and_spikes_stay():
     assert ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0] and ticks(0.13, 0.87)[0] == 0.0
-    assert [label(t, ticks(3, 12_345)) for t in ticks(3, 12_345)][-1] == "15k"
-    assert label(2e-5, [1e-5, 2e-5]) == "2e-05" and label(0.25, [0.2, 0.25]) == "0.25"
+    assert [label(t, ticks(3, 12_345)) for t in ticks(3, 12_345)] == ["0", "5k", "10k", "15k"]
+    assert [label(t, ticks(0, 1e-3)) for t in ticks(0, 1e-3)][-2:] == ["8e-4", "1e-3"]
+    assert label(2e-5, [1e-5, 2e-5]) == "2e-5" and label(0.25, [0.2, 0.25]) == "0.25"
     x, y = np.arange(20_000), np.zeros(20_000)
     y[777] = 5.0
     made = series("s", x.tolist(), y.tolist(), 0)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from zoo.train.plot import Line, bounds
-from zoo.train.progress import short
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 26
@@ -112,9 +111,14 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def label(value: float, among: Sequence[float]) -> str:
-    """With as many digits as tell the ticks apart."""
-    if max(map(abs, among)) >= 1e4:
-        return short(value) if value else "0"
-    if max(map(abs, among)) < 1e-3:
-        return f"{value:.2g}"
+    """With as many digits as tell the ticks apart, in few characters: 0.25, 15k, 8e-4."""
+    most = max(map(abs, among))
+    if value == 0 and not 0.01 <= most < 1e4:
+        return "0"
+    if most >= 1e4:
+        scale, unit = next((s, u) for s, u in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if most >= s)
+        return f"{value / scale:g}{unit}"
+    if most < 0.01:
+        mantissa, _, power = f"{value:.1e}".partition("e")
+        return f"{float(mantissa):g}e{int(power)}"
     return f"{value:,.{max(0, -math.floor(math.log10(among[1] - among[0]) + 1e-9))}f}"

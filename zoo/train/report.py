@@ -85,7 +85,7 @@ def figures(names: Sequence[str], runs: Sequence[Records]) -> list[Figure]:
         steps, rows = [r["step"] for r in run.steps], run.steps
         at, mark = [r["step"] for r in run.epochs], f"{name} " if several else ""
         losses = drawn.setdefault(("Loss", ""), [])
-        raw = series(f"{mark}each step", steps, [r.get("loss") for r in rows], number, "faint")
+        raw = series(f"{mark}logged", steps, [r.get("loss") for r in rows], number, "faint")
         if raw is None:
             losses.append(series(f"{mark}epochs", at, [r["loss"] for r in run.epochs], number, "points"))
         else:
@@ -103,16 +103,16 @@ def figures(names: Sequence[str], runs: Sequence[Records]) -> list[Figure]:
         speed = next((k for k in reversed(rows[-1]) if k.endswith("_per_second")), "") if rows else ""
         for title, of, key, by in (
             ("Learning rate", "", "lr", 1.0),
-            ("Gradient norm", "before clipping", "grad_norm", 1.0),
+            ("Gradient norm", "", "grad_norm", 1.0),
             ("Speed", f"{speed.removesuffix('_per_second')}/s", speed, 1.0),
             ("Memory", unit, "memory", scale),
         ):
             values = [None if r.get(key) is None else r[key] / by for r in rows]
-            raw = series("each step", steps, values, number, "faint")
+            raw = series("logged", steps, values, number, "faint")
             if raw is not None:
                 noisy = title in ("Gradient norm", "Speed")
                 y = trailing(raw.y) if noisy else raw.y
-                line = series(name if several else "smoothed", raw.x.tolist(), y.tolist(), number)
+                line = series(name if several else title.lower(), raw.x.tolist(), y.tolist(), number)
                 drawn.setdefault((title, of), []).extend([raw, line] if noisy and not several else [line])
     last = ("Learning rate", "Gradient norm", "Speed", "Memory")
     order = sorted(drawn, key=lambda one: last.index(one[0]) + 1 if one[0] in last else 0)
