@@ -308,3 +308,22 @@ def test_info_says_what_memory_is_needed(zoo, scaler):
     memory = json.loads(zoo("info", "scaler", "--json")[1])["memory"]
     assert code == 0 and memory["weights"]["f32"] == 12 and memory["weights"]["bf16"] == 6 and memory["beside"] == {}
     assert "12 B in f32 or 6 B in bf16" in out and "room for f32" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"), [("zoo ru", "run"), ("zoo run lla", "llama"), ("zoo compare --ref", "--reference")]
+)
+def test_a_shell_completes(words: str, wanted: str) -> None:
+    """What bash asks for after `zoo --install-completion`: commands, models, options."""
+    asked = {"_ZOO_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    code = "from zoo.cli.main import app; app(prog_name='zoo')"
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **asked}, capture_output=True, text=True)
+    assert wanted in done.stdout.split(), done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", [path.parent.name for path in (Path(__file__).parents[2] / "zoo").glob("*/__main__.py")]
+)
+def test_a_port_is_a_program_too(name: str) -> None:
+    done = subprocess.run([sys.executable, "-m", f"zoo.{name}", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and f"zoo run {name}" in done.stdout

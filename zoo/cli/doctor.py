@@ -15,11 +15,12 @@ from zoo import port as ports
 from zoo.cli.console import columns, print_json, size
 from zoo.cli.list import tree_size
 from zoo.core.errors import DeviceError, ZooError
+from zoo.core.stats import available_memory
 
 
 def doctor(as_json: bool) -> None:
     """Prints versions, devices with the reason where one is missing, memory, weights directories and ports."""
-    facts = [*_versions(), *_devices(), *_machine(), *_weights(), *_ports()]
+    facts = [*_versions(), *_devices(), *_machine(), *_fits(), *_weights(), *_ports()]
     if as_json:
         print_json(dict(facts))
     else:
@@ -79,17 +80,34 @@ def _machine() -> list[tuple[str, str]]:
     return facts
 
 
+def _fits() -> list[tuple[str, str]]:
+    """How large a model the free memory holds, by how its weights are stored: a fifth is left for what it computes."""
+    free = available_memory()
+    if free is None:
+        return []
+    bits = {"f32": 32, "bf16": 16, "int8": 8, "int4": 4.5}  # int4 has a scale of 16 bits for 32 weights
+    largest = ", ".join(f"{0.8 * free * 8 / n / 1e9:.1f} in {kind}" for kind, n in bits.items())
+    return [("what fits", f"billions of weights: {largest}")]
+
+
 def _weights() -> list[tuple[str, str]]:
     from zoo.hub import refs
 
     home = refs.weights_dir()
-    facts = [("weights go to", str(home) if home.is_dir() else f"{home} (made when needed)")]
+    facts = [("token of the Hub", "found" if _has_token() else "none (only gated repositories need one)")]
+    facts += [("weights go to", str(home) if home.is_dir() else f"{home} (made when needed)")]
     for number, directory in enumerate(refs.search_path(), 1):
         names = sorted(name for name, path in refs.available().items() if path.parent == directory)
         facts.append(
             (f"weights in ({number})", f"{directory}: {', '.join(names) or 'none'} ({size(tree_size(directory))})")
         )
     return facts
+
+
+def _has_token() -> bool:
+    import huggingface_hub
+
+    return bool(huggingface_hub.get_token())
 
 
 def _ports() -> list[tuple[str, str]]:

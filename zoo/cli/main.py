@@ -22,7 +22,17 @@ from zoo.cli.finetune import FinetuneGroup
 from zoo.cli.run import RunGroup
 from zoo.core.errors import ZooError
 
-app = typer.Typer(name="zoo", rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
+
+def _examples(*lines: str) -> str:
+    """Commands below a help, each on a line of its own (\\b keeps a paragraph as it is)."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+app = typer.Typer(
+    name="zoo", rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False,
+    epilog=_examples("zoo run mnist_cnn digit.png", "zoo run llama 'Once upon a time'", "zoo pull openai/whisper-base",
+                     "zoo run whisper talk.flac --weights openai/whisper-base", "zoo finetune resnet --data pictures/"),
+)  # fmt: skip
 app.add_typer(typer.Typer(cls=RunGroup, no_args_is_help=True), name="run", help="Run a model.")
 app.add_typer(
     typer.Typer(cls=FinetuneGroup, no_args_is_help=True), name="finetune", help="Train a model on your own data."
@@ -58,7 +68,7 @@ def _list(as_json: AsJson = False, debug: Debug = False) -> None:
     list_models(as_json)
 
 
-@app.command("info")
+@app.command("info", epilog=_examples("zoo info llama", "zoo info runs/mine --tokens 2048"))
 def _info(
     ref: Annotated[
         str, typer.Argument(metavar="REF", help="a checkpoint's name, directory or file", show_default=False)
@@ -79,7 +89,12 @@ def _info(
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="the result only: nothing on stderr", show_default=False)]
 
 
-@app.command("pull")
+@app.command(
+    "pull",
+    epilog=_examples(
+        "zoo pull openai/whisper-base --check", "zoo pull HuggingFaceTB/SmolLM2-135M-Instruct --dtype int8"
+    ),
+)
 @interruptible
 def _pull(
     ref: Annotated[str, typer.Argument(metavar="REF", help="a repository: owner/name[@revision]", show_default=False)],
@@ -104,7 +119,7 @@ def _pull(
     (pull.check if check else pull.pull)(ref, revision, dtype, as_json, quiet)
 
 
-@app.command("export")
+@app.command("export", epilog=_examples("zoo export runs/mine published", "zoo export runs/adapter merged --merge"))
 @interruptible
 def _export(
     ref: Annotated[
@@ -153,7 +168,12 @@ def _rm(
     remove(ref, quiet)
 
 
-@app.command("new")
+@app.command(
+    "new",
+    epilog=_examples(
+        "zoo new bert --from tiny-bert/", "zoo new bert --from google-bert/bert-base-uncased --out my_ports"
+    ),
+)
 @interruptible
 def _new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="of the port: a-z, 0-9, _", show_default=False)],
@@ -179,7 +199,10 @@ def _new(
     new(name, ref, out, as_json, quiet)
 
 
-@app.command("compare")
+@app.command(
+    "compare",
+    epilog=_examples("zoo compare llama --reference tiny-llama/", "zoo compare llama --device numpy --device cpu"),
+)
 @interruptible
 def _compare(
     what: Annotated[
@@ -225,7 +248,9 @@ def _compare(
     compare(what, reference, activations, store, weights, device or [], dtype, tolerance, as_json, quiet)
 
 
-@app.command("bench")
+@app.command(
+    "bench", epilog=_examples("zoo bench roof", "zoo bench kernels --only int8 --peers", "zoo bench resnet --peers")
+)
 @interruptible
 def _bench(
     what: Annotated[str, typer.Argument(metavar="WHAT", help="roof, kernels, or a model", show_default=False)],
