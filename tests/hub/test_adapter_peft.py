@@ -165,7 +165,7 @@ def test_they_learn_alike(peft, base, tmp_path, dora, kind, device):
         made.step()
         mine = losses.cross_entropy(live(pictures), labels)
         rule.step(live, gradients(mine, live), lr)
-        told.append((float(mine), float(loss)))
+        told.append((float(mine), loss.item()))
     assert told[-1][0] < told[0][0] and np.allclose(*zip(*told, strict=True), rtol=1e-4)
     ours.update(live.state())
     adapter.save(ours, tmp_path / "ours", str(base))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,29 @@ def test_a_file_of_diffusers_without_its_base(tmp_path, capsys):
     (tmp_path / "adapter" / "adapter_config.json").unlink()
     assert main(["run", "stable_diffusion", "x", "--weights", str(tmp_path / "adapter")]) == 1
     assert "adapter_config.json" in (said := capsys.readouterr().err) and "--lora FILE" in said
+
+
+def test_training_does_not_begin_with_an_adapter(tmp_path, capsys):
+    adapter.save(changed("mnist_cnn", dora=False), tmp_path / "adapter", "mnist_cnn")
+    for name, array in (("images-idx3", np.zeros((60, 28, 28))), ("labels-idx1", np.arange(60) % 10)):
+        head = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+        (tmp_path / f"train-{name}-ubyte").write_bytes(head + array.astype(np.uint8).tobytes())
+    command = ["finetune", "mnist_cnn", "--weights", str(tmp_path / "adapter"), "--data", str(tmp_path), "--out"]
+    for more in ([], ["--lora", "2"]):
+        assert main([*command, str(tmp_path / "out"), *more]) == 1
+        assert "--merge" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_a_picture_is_the_same_by_weights_and_by_lora(dora, tmp_path, monkeypatch, capsys):
+    """`--weights ADAPTER`, and `--lora FILE` over the base, which merges it."""
+    monkeypatch.chdir(tmp_path)
+    model = changed("stable_diffusion", dora)
+    for path, layer in lora.layers(model).items():
+        if (vector := layer.lora_magnitude_vector) is not None:
+            model.set(f"{path}.lora_magnitude_vector", vector * 1.05)
+    adapter.save(model, Path("adapter"), "stable_diffusion")
+    beside = result("stable_diffusion", "adapter", capsys)
+    merged = result("stable_diffusion", "stable_diffusion", capsys, "--lora", f"adapter/{adapter.DIFFUSERS_FILE}")
+    assert apart(merged, result("stable_diffusion", "stable_diffusion", capsys)) > 0.02
+    assert apart(merged, beside) < 5e-3

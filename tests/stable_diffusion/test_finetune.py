@@ -118,14 +118,15 @@ def test_captions_are_left_out() -> None:
     assert abs(ids.mean() - 0.75) < 0.03  # four standard errors
 
 
-def test_an_adapter_is_what_diffusers_reads(tiny: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_an_adapter_is_what_diffusers_reads(tiny: Any, tmp_path: Path, dora: bool) -> None:
     directory = tiny("1")
     import diffusers
     import torch
 
     pytest.importorskip("peft")
     model = zoo.load(directory, device="cpu")
-    adapters.attach(model.unet, 2, alpha=2, targets=TARGETS, seed=0)
+    adapters.attach(model.unet, 2, alpha=2, dora=dora, targets=(*TARGETS, "proj_in", "conv1"), seed=0)
     rng = Generator(5)
     for layer in adapters.layers(model.unet).values():
         layer.lora_B.set("weight", rng.normal(layer.lora_B.weight.shape, device="cpu"))

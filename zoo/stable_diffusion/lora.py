@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.core import ops
 from zoo.core.dtype import float32
 from zoo.core.errors import WeightsError
 from zoo.core.tensor import Tensor
@@ -36,7 +37,8 @@ from zoo.stable_diffusion.original import RESNET, renamed, unet_modules
 
 _PART = re.compile(
     r"(?P<layer>.+?)(?:\.lora_(?P<peft>[AB])(?:\.\w+)?\.weight"
-    r"|[._]lora(?:_linear_layer)?[._](?P<other>down|up)\.weight|\.(?P<alpha>alpha))"
+    r"|[._]lora(?:_linear_layer)?[._](?P<other>down|up)\.weight|\.(?P<alpha>alpha)"
+    r"|\.(?P<vector>lora_magnitude_vector)(?:\.\w+)?)"
 )
 _DOWN = ("A", "down")
 _KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
@@ -60,12 +62,15 @@ class _Change:
     down: str = ""
     up: str = ""
     alpha: str = ""
+    vector: str = ""
+    """DoRA's, of each output (zoo/nn/lora.py)."""
     names: list[str] = field(default_factory=list)
 
 
 def merge(model: StableDiffusion, ref: str | os.PathLike[str], scale: float = 1.0) -> Merged:
     """Adds scale * alpha / rank * up down to each weight that the file names, in place, in float32 and then in the
-    weight's own dtype; one weight at a time. A negative scale takes it away again, but for rounding.
+    weight's own dtype; one weight at a time. A negative scale takes it away again, but for rounding. Of a DoRA, each
+    output's weights then get the length that the file has for them, whatever the scale.
 
     Raises WeightsError if the file cannot be read, names no layer of the model, or does not fit; or if weights are
     rounded to int8 or int4, where most of the change would be lost. The model is then unchanged.
@@ -81,7 +86,7 @@ def merge(model: StableDiffusion, ref: str | os.PathLike[str], scale: float = 1.
             _check(what, path, layers[path], change, tensors)
         for path, change in changes.items():
             delta = _delta(change, tensors, _alpha(path, change, tensors)) * np.float32(scale)
-            _add(layers[path], delta)
+            _add(layers[path], delta, tensors[change.vector] if change.vector else None)
     return Merged(len(changes), tuple(unknown))
 
 
@@ -125,6 +130,8 @@ def _sorted(tensors: TensorFile, aliases: dict[str, str]) -> tuple[dict[str, _Ch
         change.names.append(name)
         if found["alpha"]:
             change.alpha = name
+        elif found["vector"]:
+            change.vector = name
         elif (found["peft"] or found["other"]) in _DOWN:
             change.down = name
         else:
@@ -152,6 +159,7 @@ def _check(what: str, path: str, layer: Any, change: _Change, tensors: TensorFil
     outputs, *kernel, inputs = layer.weight.shape
     window = tuple(down[2:])
     fits = len(down) >= 2 and len(up) >= 2 and up[0] == outputs and up[1] == down[0] > 0 and down[1] == inputs
+    fits = fits and (not change.vector or math.prod(tensors.infos[change.vector].shape) == outputs)
     if not fits or math.prod(up[2:]) != 1 or window not in (tuple(kernel), (1,) * (len(window))) or (
         math.prod(window) != math.prod(kernel)
     ):  # fmt: skip
@@ -181,7 +189,12 @@ def _delta(change: _Change, tensors: TensorFile, alpha: float) -> np.ndarray:
     return alpha * (product.reshape(shape).transpose(0, 2, 3, 1) if down.ndim == 4 else product)
 
 
-def _add(layer: Any, delta: np.ndarray) -> None:
-    weight = layer.weight
-    change = Tensor(weight.device.from_host(np.ascontiguousarray(delta.reshape(weight.shape))), weight.device)
-    layer.weight = (weight.astype(float32) + change).astype(weight.dtype)
+def _add(layer: Any, delta: np.ndarray, vector: np.ndarray | None) -> None:
+    weight, device = layer.weight, layer.weight.device
+    change = Tensor(device.from_host(np.ascontiguousarray(delta.reshape(weight.shape))), device)
+    changed = weight.astype(float32) + change
+    if vector is not None:
+        rows = changed.reshape(len(delta), -1)
+        wanted = Tensor(device.from_host(np.asarray(vector).astype(np.float32).reshape(-1, 1)), device)
+        changed = (rows * (wanted / ops.sqrt(ops.sum(ops.square(rows), axis=1, keepdims=True)))).reshape(weight.shape)
+    layer.weight = changed.astype(weight.dtype)

@@ -121,7 +121,7 @@ class Learner:
         self.history: list[Epoch] = []
         if any(isinstance(m, KINDS) and not m.frozen for _, m in model.named_modules()):
             why = "a step of training is far smaller than one of 8 or 4 bits"
-            fix = "Train the full weights; or, of a language model, an adapter beside them: --lora 8."
+            fix = "Train the full weights; or an adapter beside them: --lora 8."
             raise ZooError("rounded weights are not trained", why, fix)
         self.device = model.device
         self._live = self.precision.masters(model).to(Autodiff(self.device)).train(self.rng)

@@ -127,7 +127,13 @@ class Training:
     def adapt(
         self, model: Module, targets: Collection[str] = (), *, also: Collection[str] = (), alpha: float | None = None
     ) -> bool:
-        """Puts the adapter that is asked for around these layers (zoo/nn/lora.py). -> whether there is one."""
+        """Puts the adapter that is asked for around these layers (zoo/nn/lora.py). -> whether there is one.
+
+        Raises ZooError if the model has one already.
+        """
+        if lora.layers(model):
+            fix = "`zoo export ADAPTER DIRECTORY --merge` makes plain weights of both: begin with those."
+            raise ZooError("training does not begin with an adapter", "its base would not be where it was", fix)
         if self.lora:
             lora.attach(model, self.lora, alpha=alpha, dora=self.dora, targets=targets, also=also, seed=self.seed)
         return self.lora > 0
