@@ -3,8 +3,9 @@
 // layout     blocks of 8 sizes between powers of two, so at most an eighth is unused; from 4 MiB on in pages of 2 MiB, where the
 //            system has them
 // bounds     idle blocks take a sixteenth of the machine's memory at most, and with those in use no more than those in use once
-//            took: no peak is higher for what is kept. Where a result of another size would go beyond, the pages of the oldest
-//            idle blocks move to it (mremap: no page is given back, faulted in and cleared again)
+//            took, or 32 MiB: to give pages of little blocks back and fault them in again would be half of the time of a small
+//            network's training step. Where a result of another size would go beyond, the pages of the oldest idle blocks
+//            move to it (mremap: no page is given back, faulted in and cleared again)
 // The interpreter lock is held wherever a block is taken or given back, so nothing here is locked.
 #include <sys/mman.h>
 #include <unistd.h>
@@ -18,7 +19,7 @@
 namespace zoo {
 namespace {
 
-constexpr size_t HUGE_PAGE = 2 << 20;
+constexpr size_t HUGE_PAGE = 2 << 20, LITTLE = 32 << 20;
 
 struct Block {
     char* data;
@@ -124,7 +125,7 @@ struct Memory {
             throw std::bad_alloc();
         }
         block = {data, size};
-        refill(block, most_used - used_bytes);
+        refill(block, std::max(most_used - used_bytes, LITTLE));
     }
     ~Memory() {
         idle.push_back(block);
