@@ -128,6 +128,11 @@ def test_it_learns_and_its_config_repeats_it(port: str, command: list[str], caps
     }[port]()
     assert after < 0.9 * before, (before, after)
 
+    if first["metrics"]:
+        best = min(epochs(Path("one")), key=lambda epoch: epoch["metrics"]["loss"])
+        assert (weights(Path("one/best")) == weights(Path("one"))) is (best == last), "the last is what --out holds"
+        assert zoo.load("one/best", port=port).state().keys() == zoo.load("one", port=port).state().keys()
+
     told = Path("one/config.toml").read_text()
     assert f'model = "{port}"' in told and "# passes over the data\nepochs = " in told
     assert main(["finetune", port, "--config", "one/config.toml", "--out", "two", "--quiet"]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,6 @@ def finetune(
     context: tokens of a row
     lr: highest learning rate; without it, 1e-4, or 1e-3 with --lora
     """
-    from zoo import hub
-    from zoo.hub import adapter
-
     tokenizer = tokenizers.of(model)
     if context > model.config.max_position_embeddings:
         why = f"the model sees {model.config.max_position_embeddings:,} tokens at once"
@@ -100,6 +98,7 @@ def finetune(
     training = training.at(1e-3 if lora else 1e-4)
     model.recompute = training.checkpoint
     kept = formats(model)
+    write = partial(training.write, port="llama", base=base, task_type="CAUSAL_LM")
     learner = training.learner(
         model,
         training.loader(train),
@@ -108,6 +107,7 @@ def finetune(
         validation=Loader(unseen, training.batch, shuffle=False),
         counts=learned_tokens,
         unit="tokens",
+        export=write,
         settings={"context": context, **({"rounded": kept} if kept else {})},
         quiet=quiet,
     )
@@ -116,9 +116,5 @@ def finetune(
     trainable = sum(parameter.size for parameter in model.parameters().values())
     learned = tokens.learned(train[1])
     done = Trained(out, len(learner.history), learner.step, learned, before, perplexity(model, unseen), trainable)
-    if lora:
-        adapter.save(model, out, base or "")
-    else:
-        card = {"summary": f"perplexity {done.after:.2f} on unseen text", "perplexity": done.after, "base": base}
-        hub.save(model, out, port="llama", card=card)
+    write(model, out, card={"summary": f"perplexity {done.after:.2f} on unseen text", "perplexity": done.after})
     yield done

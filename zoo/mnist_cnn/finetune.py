@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from zoo.core.errors import ZooError
 from zoo.core.random import Generator
 from zoo.core.tensor import Tensor
 from zoo.data.loader import Loader
-from zoo.hub import adapter
 from zoo.mnist_cnn import data as mnist_data
 from zoo.mnist_cnn.augment import augment, to_float
 from zoo.mnist_cnn.config import MnistConfig
@@ -119,35 +119,27 @@ def finetune(
             raise ZooError("an adapter is trained beside weights that stay", why, "Add --weights mnist_cnn.")
         model = MnistCNN(NEW).init(Generator(training.seed), device)
     base = None if model.source is None else model.source.shown
-    lora = training.adapt(model)
+    training.adapt(model)
+    write = partial(training.write, port="mnist_cnn", base=base)
     train = training.loader((mnist.train.images, mnist.train.labels), transform=augment, skipped=skipped)
     validation = Loader(
         (mnist.validation.images, mnist.validation.labels), VALIDATION_BATCH, shuffle=False, transform=to_float
     )
     optimizer = AdamW(weight_decay=matrices_only(0.05))
     learner = training.learner(
-        model, train, loss=loss, optimizer=optimizer, validation=validation, metrics=metrics, quiet=quiet
+        model, train, loss=loss, optimizer=optimizer, validation=validation, metrics=metrics, export=write, quiet=quiet
     )
     training.fit(learner)
     best = accuracy(model, mnist.validation)
     test = None if mnist.test is None else accuracy(model, mnist.test)
     epochs = len(learner.history)
     done = Trained(training.out, epochs, learner.step, len(mnist.train), best, len(mnist.validation), test)
-    if lora:
-        adapter.save(model, done.out, base or "", task_type=None)
-    else:
-        save(model, done, training.seed)
-    yield done
-
-
-def save(model: MnistCNN, done: Trained, seed: int) -> None:
-    from zoo import hub
-
     card = {
         "summary": f"{100 * done.accuracy:.2f} % on {done.unseen:,} unseen digits",
         "accuracy": done.accuracy,
         "data": f"{done.examples:,} training pictures in MNIST's format, {done.unseen:,} held out",
         "epochs": done.epochs,
-        "seed": seed,
+        "seed": training.seed,
     }
-    hub.save(model, done.out, port="mnist_cnn", card=card)
+    write(model, training.out, card=card)
+    yield done

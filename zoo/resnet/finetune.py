@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from zoo.core.random import Generator
 from zoo.core.tensor import Tensor
 from zoo.data.bad import Skipped
 from zoo.data.folder import Labelled, Pictures, read_split
-from zoo.hub import adapter
 from zoo.nn import Linear, Sequential, global_avg_pool, losses
 from zoo.nn.quantized import formats
 from zoo.resnet import labels, preprocess
@@ -95,7 +95,8 @@ def finetune(
     base = None if model.source is None else model.source.shown
     model = model if formats(model) else model.astype("float32")
     model, head = with_head(model, train.classes, training.seed)
-    lora = training.adapt(model, TARGETS, also=HEAD)
+    training.adapt(model, TARGETS, also=HEAD)
+    write = partial(training.write, port="resnet", base=base, also=HEAD)
     kept = frozen(model, freeze)
     if not quiet:
         print(f"{head}{kept}", file=sys.stderr)
@@ -103,7 +104,7 @@ def finetune(
     learner = make_learner(
         model, train, held_out, training, augment=Augment(seen, not no_flip, not no_crop, colour, mixup),
         optimizer=AdamW(weight_decay=matrices_only(0.05)), smoothing=smoothing,
-        settings={"freeze": freeze, "classes": list(train.classes)}, skipped=skipped, quiet=quiet,
+        settings={"freeze": freeze, "classes": list(train.classes)}, skipped=skipped, export=write, quiet=quiet,
     )  # fmt: skip
     training.fit(learner)
     rank = ranks(model, held_out, skipped=skipped)
@@ -111,10 +112,14 @@ def finetune(
     done = Trained(
         training.out, len(learner.history), learner.step, train.classes, len(train), len(held_out), top1, top5, head
     )
-    if lora:
-        adapter.save(model, training.out, base or "", also=HEAD, task_type=None)
-    else:
-        save(model, done, training.seed)
+    card = {
+        "summary": f"{100 * done.top1:.2f} % on {done.unseen:,} unseen pictures",
+        "accuracy": done.top1,
+        "data": f"{done.examples:,} pictures of {len(done.classes)} classes, {done.unseen:,} held out",
+        "epochs": done.epochs,
+        "seed": training.seed,
+    }
+    write(model, training.out, card=card)
     yield done
 
 
@@ -160,7 +165,8 @@ def frozen(model: ResNet, stages: int) -> str:
 
 def make_learner(
     model: ResNet, train: Labelled, held_out: Labelled, training: Training, *, augment: Augment, optimizer: Optimizer,
-    smoothing: float, settings: dict[str, Any], skipped: Skipped | None = None, quiet: bool = False,
+    smoothing: float, settings: dict[str, Any], skipped: Skipped | None = None,
+    export: Callable[[Any, Path], Any] | None = None, quiet: bool = False,
 ) -> Learner:  # fmt: skip
     """Training on pictures of these classes, changed as `augment` does."""
     seen = augment.preprocessing
@@ -180,7 +186,7 @@ def make_learner(
 
     return training.learner(
         model, loader, loss=loss, optimizer=optimizer, validation=validation(held_out, seen, skipped=skipped),
-        metrics=metrics, settings=settings, quiet=quiet,
+        metrics=metrics, settings=settings, export=export, quiet=quiet,
     )  # fmt: skip
 
 
@@ -189,16 +195,3 @@ def metrics(model: Any, batch: Any) -> dict[str, Tensor]:
     logits = model(pictures)
     right = ops.equal(logits.argmax(axis=-1), targets).astype("float32")
     return {"loss": ops.cross_entropy(logits, targets), "top1": right}
-
-
-def save(model: ResNet, done: Trained, seed: int) -> None:
-    from zoo import hub
-
-    card = {
-        "summary": f"{100 * done.top1:.2f} % on {done.unseen:,} unseen pictures",
-        "accuracy": done.top1,
-        "data": f"{done.examples:,} pictures of {len(done.classes)} classes, {done.unseen:,} held out",
-        "epochs": done.epochs,
-        "seed": seed,
-    }
-    hub.save(model, done.out, port="resnet", card=card)

@@ -22,9 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from zoo import hub
 from zoo.core.errors import ZooError
 from zoo.data.bad import Skipped
 from zoo.data.loader import Loader
+from zoo.hub import adapter
 from zoo.nn import Module, lora
 from zoo.options import GIVEN, MODEL, options
 from zoo.train import config
@@ -179,7 +181,8 @@ class Training:
         settings: Mapping[str, Any] | None = None,
         quiet: bool = False,
     ) -> Learner:
-        """The Learner that trains like this. `settings`: what the port adds to what must be the same on a resume.
+        """The Learner that trains like this. `settings`: what the port adds to what must be the same on a resume;
+        export(model, directory): how it writes a model, for the best one so far.
 
         Raises Estimated if no more than an estimate is asked for: `recipe` makes it the result.
         """
@@ -196,6 +199,17 @@ class Training:
             can = [name for name in ("checkpoint", "lora") if name not in self.without and not getattr(self, name)]
             raise Estimated(estimate(made, self.total(rows), keep=self.keep, can=can))
         return made
+
+    def write(
+        self, model: Any, directory: Path, *, port: str, base: str | None, card: Mapping[str, Any] | None = None,
+        also: Collection[str] = (), task_type: str | None = None,
+    ) -> None:  # fmt: skip
+        """The model in a directory that `zoo.load` reads: the adapter around `base`, or all of its weights with what
+        the card says of them (zoo/hub/adapter.py: also, task_type)."""
+        if self.lora:
+            adapter.save(model, directory, base or "", also=also, port=port, task_type=task_type)
+        else:
+            hub.save(model, directory, port=port, card={**(card or {}), **({"base": base} if base else {})})
 
     def settings(self) -> dict[str, Any]:
         """What must be the same when a run is resumed, by name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,9 +90,6 @@ def finetune(
     mask_feature_prob: share of the mel bands that is masked
     mask_feature_length: bands of such a mask
     """
-    from zoo import hub
-    from zoo.hub import adapter
-
     train_file, valid_file = files(data)
     skipped, root = training.skipped(), find(data).root
     tokenizer, language = Tokenizer.of(model), language_code(language) or ""
@@ -109,6 +107,7 @@ def finetune(
     training = training.at(1e-3 if lora else 1e-5)
     model.recompute = training.checkpoint
     kept = formats(model)
+    write = partial(training.write, port="whisper", base=base)
     settings = {"language": language, "task": task,
                 "masks": [mask_time_prob, mask_time_length, mask_feature_prob, mask_feature_length]}  # fmt: skip
     learner = training.learner(
@@ -119,6 +118,7 @@ def finetune(
         validation=Loader(unseen, batch, shuffle=False, skipped=skipped),
         counts=learned_tokens,
         unit="tokens",
+        export=write,
         settings={**settings, **({"rounded": kept} if kept else {})},
         quiet=quiet,
     )
@@ -129,11 +129,7 @@ def finetune(
         before, tokens.nats_per_token(said, model, unseen, batch, skipped),
         sum(p.size for p in model.parameters().values()),
     )  # fmt: skip
-    if lora:
-        adapter.save(model, out, base or "", task_type=None)
-    else:
-        card = {"summary": f"loss {done.after:.3f} on unseen clips", "loss": done.after, "base": base}
-        hub.save(model, out, port="whisper", card=card)
+    write(model, out, card={"summary": f"loss {done.after:.3f} on unseen clips", "loss": done.after})
     yield done
 
 
