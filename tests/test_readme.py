@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 
+import zoo
 from zoo.cli.main import main
+from zoo.cli.signature import describe
+from zoo.options import GIVEN
+from zoo.port import get
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -22,6 +26,19 @@ def test_python(code: str) -> None:
 def test_commands_exist(line: str, capsys: Any) -> None:
     assert main([*line.split(), "--help"]) == 0
     assert "Usage" in capsys.readouterr().out
+
+
+def finetune_lines() -> list[str]:
+    """Of the README and of the ports' own."""
+    pages = [README, *(path.read_text(encoding="utf-8") for path in Path(zoo.__file__).parent.glob("*/README.md"))]
+    return sorted({line for page in pages for line in re.findall(r"^\$ zoo (finetune \w+ .*)", page, re.MULTILINE)})
+
+
+@pytest.mark.parametrize("line", finetune_lines())
+def test_options_of_fine_tuning_exist(line: str) -> None:
+    described = describe(get(line.split()[1]).finetune, GIVEN, {})
+    known = {name.replace("_", "-") for name in described.options} | {"weights", "device", "dtype", "config", "set"}
+    assert set(re.findall(r" --([a-z][a-z-]*)", line.split("      ")[0])) <= known
 
 
 def test_the_result_that_it_shows(capsys: Any) -> None:

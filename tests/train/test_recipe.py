@@ -99,6 +99,11 @@ def port(
 def test_options_are_given_by_name_or_whole() -> None:
     assert port(1, data=2, epochs=5)[3] == Training(epochs=5, batch=3, without=("lora",))
     assert port(1, data=2, training=Training(epochs=7), batch=9)[3] == Training(epochs=7, batch=9)
+    assert port(1, data="a/b", out="c")[1:] == (
+        Path("a/b"),
+        "a",
+        Training(2, batch=3, out=Path("c"), without=("lora",)),
+    )
     with pytest.raises(TypeError, match="epoch"):
         port(1, data=2, epoch=5)
     with pytest.raises(ZooError, match="lora cannot be chosen"):

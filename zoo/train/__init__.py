@@ -4,6 +4,8 @@
     learner = Learner(model, data, loss=loss, optimizer=AdamW(), schedule=constant(1e-3), out="run")
     learner.fit(epochs=3)
 
+What is the same in every port's training, as options with their help, is Training (zoo/train/recipe.py).
+
 The same pieces in a loop of one's own:
 
     device = zoo.device()

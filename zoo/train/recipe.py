@@ -235,15 +235,18 @@ def recipe(port: str) -> Callable[[Callable[..., Result]], Callable[..., Result]
         signature = inspect.signature(function)
         default = signature.parameters["training"].default
         names = {f.name for f in dataclasses.fields(default)} - set(signature.parameters)
+        every = options(function, {MODEL, *GIVEN})[1]
+        paths = {each.name for each in every if each.kind in (Path, Path | None)}
 
         @functools.wraps(function)
         def call(*models: Any, training: Training = default, **given: Any) -> Result:
+            given |= {name: Path(given[name]) for name in paths & set(given) if isinstance(given[name], str)}
             training = dataclasses.replace(training, **{name: given.pop(name) for name in names & set(given)})
             bound = signature.bind(*models, training=training, **given)
             bound.apply_defaults()
             told = {**bound.arguments, **vars(training)}
             start = _origin(told) if training.start is None else training.start
-            text = config.text(port, start, options(function, {MODEL, *GIVEN})[1], told)
+            text = config.text(port, start, every, told)
             training = dataclasses.replace(training, config=text)
             if training.estimate:
                 return of_estimate(function, *models, training=training, **given)  # type: ignore[return-value]
