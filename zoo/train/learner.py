@@ -199,20 +199,8 @@ class Learner:
                 value, norm, rows, count = self._step(batches, lr)
                 self._losses = [self._losses[0] + value, self._losses[1] + 1]
                 took, last = time.perf_counter() - last, time.perf_counter()
-                self.watch.stepped(
-                    Step(
-                        step=self.step,
-                        epoch=self.data.epoch + 1,
-                        loss=value,
-                        lr=lr,
-                        rows=rows,
-                        count=count,
-                        grad_norm=norm,
-                        seconds=last - start,
-                        took=took,
-                        memory=memory(),
-                    )
-                )
+                epoch, seconds = self.data.epoch + 1, last - start
+                self.watch.stepped(Step(self.step, epoch, value, lr, rows, count, norm, seconds, took, memory()))
                 if self.step % CHECK == 0:
                     self.ranks.check(self.step, changing(self))
                 stop.agree()
