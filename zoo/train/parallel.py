@@ -95,6 +95,10 @@ class Whole:
     shares: list[Share]
 
 
+class Finished(SystemExit):
+    """A rank that has nothing left to do."""
+
+
 class Ranks:
     """The processes of a run. With one (no `comm`), every method is what it would be without any."""
 
@@ -212,12 +216,24 @@ class Ranks:
                 "Ranks on unlike processors round alike with ZOO_ISA set to what all have; else a machine is faulty.",
             )
 
+    def silence(self) -> None:
+        """What this process prints goes nowhere, but for the first rank."""
+        if not self.first:
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+
+    def leave_the_rest_to_the_first(self) -> None:
+        """Ends the other processes: what comes after training is done once."""
+        if not self.first:
+            raise Finished(0)
+
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
         """What ends one ends all: the others would wait for ever for what it no longer sends. An error that all of
         them have goes its way; one of some ranks alone is told, and the run aborted."""
         try:
             yield
+        except Finished:
+            raise
         except BaseException as error:
             if self.comm is not None:
                 everybody, until = self._last.Ibarrier(), time.monotonic() + PATIENCE

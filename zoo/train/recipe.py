@@ -216,15 +216,18 @@ class Training:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.metadata.get("free")}
 
     def fit(self, learner: Learner) -> Module:
-        """Runs it, from where it stopped if that is asked for. -> the model, in evaluation mode."""
+        """Runs it, from where it stopped if that is asked for. -> the model, in evaluation mode. Of several ranks
+        (zoo/train/parallel.py), the first alone comes back from it; the processes of the others end."""
         if self.resume:
             learner.resume()
         try:
-            return learner.fit(self.epochs) if self.steps is None else learner.fit(steps=self.steps)
+            model = learner.fit(self.epochs) if self.steps is None else learner.fit(steps=self.steps)
         finally:
             learner.data.close()
             if learner.data.skipped:
                 learner.watch.say(str(learner.data.skipped))
+        learner.ranks.leave_the_rest_to_the_first()
+        return model
 
 
 def recipe(port: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
