@@ -324,6 +324,7 @@ class Learner:
         if self.ranks.first:
             state = taken(self)
             self.directory.save(self.step, state.groups, state.facts)
+        self.ranks.wait()  # a process that ended before it is written would have the launcher end all
         self._save_every.saved(self.step)
         self._saved = (self.step, len(self.history))
         self._resumed = True  # what is there now is this run

@@ -128,6 +128,10 @@ class Ranks:
         """What the first says, on all."""
         return bool(self.gather(word)[0])
 
+    def wait(self) -> None:
+        """Until all are here."""
+        self.gather(0)
+
     def objects(self, value: Any) -> list[Any]:
         """What each has, in order of rank: anything that can be pickled."""
         return [value] if self.comm is None else self.comm.allgather(value)
