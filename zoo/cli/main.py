@@ -1,7 +1,8 @@
 """The program `zoo`: its commands, and what happens when one fails.
 
 Exit codes: 0; 1 for an error, told in three lines on stderr (`--debug` shows the traceback); 2 for a wrong command
-line; 130 after Ctrl-C. Nothing heavy is imported here: `zoo --help` answers at once.
+line; 130 after Ctrl-C, and of training 143 after SIGTERM and 129 when the terminal closes (zoo/train/stopping.py).
+Nothing heavy is imported here: `zoo --help` answers at once.
 """
 
 from __future__ import annotations
