@@ -14,8 +14,9 @@ from zoo.cli.main import main
 from zoo.core.errors import DataError, WeightsError
 from zoo.core.tensor import Tensor
 from zoo.hub import adapter, load
-from zoo.llama.data import IGNORED, Example, files, pack, read
+from zoo.llama.data import Example, files, read, texts
 from zoo.llama.finetune import TARGETS, finetune, loss
+from zoo.llama.packing import IGNORED, pack
 from zoo.llama.tokenizer import Tokenizer
 from zoo.nn import Linear, lora
 from zoo.nn.quantized import formats, quantize
@@ -26,7 +27,7 @@ DATA = Path(os.environ.get("ZOO_TEST_DATA") or Path(__file__).parents[3] / "shar
 def rows(tiny, *lines) -> list[Example]:
     path = tiny / "rows.jsonl"
     path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
-    return read(path, Tokenizer(tiny, 258))
+    return list(read(path, Tokenizer(tiny, 258)))
 
 
 def learned(tiny, example: Example) -> str:
@@ -52,24 +53,26 @@ def test_what_is_learned(tiny):
     [
         ("{", "Expecting property name"),
         ("[1]", "no JSON object"),
-        ({"prompt": "x"}, "not the texts"),
+        ({"prompt": "x"}, "'prompt', and no completion"),
+        ({"prompt": "x", "completion": " "}, "text is empty"),
+        ({"text": ""}, "text is empty"),
         ({"words": "x"}, "'words'"),
-        ({"text": 3}, "not the texts"),
+        ({"text": 3}, "text is no text but 3"),
         ({"messages": "x"}, "not a list"),
         ({"messages": [{"role": "user", "content": "x"}]}, "nobody answers"),
         ({"messages": [{"role": "tool", "content": "x"}, {"role": "assistant", "content": "y"}]}, "no tools here"),
     ],
 )
 def test_rows_that_cannot_be_used_are_named(tiny, line, why):
-    with pytest.raises(DataError, match="line 2 of") as raised:
+    with pytest.raises(DataError, match="cannot use 1 of 2 rows") as raised:
         rows(tiny, {"text": "good"}, line)
-    assert why in raised.value.why
+    assert raised.value.why.startswith(f"{tiny / 'rows.jsonl'}:2: ") and why in raised.value.why
 
 
 def test_files(tiny, tmp_path):
     with pytest.raises(DataError, match="neither train"):
         files(tmp_path)
-    with pytest.raises(DataError, match="there is no"):
+    with pytest.raises(DataError, match="no such file"):
         files(tmp_path / "absent")
     (tmp_path / "train.txt").write_text("x")
     assert files(tmp_path) == (tmp_path / "train.txt", None)
@@ -77,10 +80,10 @@ def test_files(tiny, tmp_path):
     assert files(tmp_path)[1] == tmp_path / "valid.jsonl"
     (tmp_path / "empty.jsonl").write_text("\n\n")
     with pytest.raises(DataError, match="no rows"):
-        read(tmp_path / "empty.jsonl", Tokenizer(tiny, 258))
+        list(read(tmp_path / "empty.jsonl", Tokenizer(tiny, 258)))
     (tmp_path / "latin.txt").write_bytes(b"\xe9")
     with pytest.raises(DataError, match="utf-8"):
-        read(tmp_path / "latin.txt", Tokenizer(tiny, 258))
+        [list(parts) for parts in texts(tmp_path / "latin.txt", Tokenizer(tiny, 258))]
 
 
 def test_packing():
@@ -254,7 +257,7 @@ def test_a_run_that_cannot_begin(tiny, tmp_path):
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("format", [None, "int8", "int4"])
 def test_a_real_model_learns_new_text(tmp_path, format, dora):
-    """Perplexity falls from 153 to 42 (156 to 42 beside 4 bits), with DoRA to 41."""
+    """Perplexity of the last tenth falls from 114 to 38, with DoRA to 37."""
     if not (DATA / "stories260k").exists():
         pytest.skip(f"no stories260k in {DATA} (ZOO_TEST_DATA)")
     text = (DATA / "text" / "tinyshakespeare.txt").read_text()[:30_000]
@@ -267,4 +270,4 @@ def test_a_real_model_learns_new_text(tmp_path, format, dora):
         assert set(formats(model).values()) == {format} and len(formats(model)) == 30
     settings = {"epochs": 1, "lora": 4, "dora": dora, "context": 64, "batch": 8, "quiet": True}
     (done,) = finetune(model, data=tmp_path / "some.txt", out=tmp_path / "out", **settings)
-    assert done.before > 140 and done.after < 0.3 * done.before
+    assert done.before > 100 and done.after < 0.36 * done.before

@@ -354,3 +354,42 @@ def test_loss_and_gradients_are_those_of_transformers(tiny):
 
 def test_the_window_is_the_models(tiny):
     assert load(tiny, device="numpy").config.frames * HOP == WINDOW * SAMPLE_RATE
+
+
+def test_recordings_that_cannot_be_used_are_named_and_left_out_when_asked(tiny, tmp_path, capsys):
+    data = speech(tiny)
+    whole = (data / "3.wav").read_bytes()
+    (data / "3.wav").write_bytes(whole[: len(whole) // 2])  # seen at once: the header claims more
+    with pytest.raises(DataError, match=r"1 of 6 rows of .*train\.jsonl\n.*train\.jsonl:4: "):
+        run_on(data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (data / "3.wav").write_bytes(whole)
+    soundfile.write(data / "2.flac", soundfile.read(data / "2.wav")[0], SAMPLE_RATE)
+    sound = bytearray((data / "2.flac").read_bytes())
+    del sound[len(sound) // 2 :]  # seen when it is decoded
+    (data / "2.flac").write_bytes(sound)
+    rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
+    rows[2]["audio"] = "2.flac"
+    manifest(data, *rows, {"audio": "absent.wav", "text": "x"}, name="train.jsonl")
+    with pytest.raises(DataError, match=r"train\.jsonl:7: absent.wav is not there"):
+        run_on(data, tmp_path / "out")
+    manifest(data, *rows, name="train.jsonl")
+    with pytest.raises(DataError, match=r"cannot use the row .*train\.jsonl:3, .*2\.flac"):
+        run_on(data, tmp_path / "one")
+    manifest(data, *rows, {"audio": "absent.wav", "text": "x"}, name="train.jsonl")
+    losses = []
+    for workers in (0, 2):
+        done = run_on(data, tmp_path / str(workers), skip_bad=True, workers=workers, quiet=False)
+        told = [
+            json.loads(line)["row"] for line in (tmp_path / str(workers) / "skipped.jsonl").read_text().splitlines()
+        ]
+        assert [row.partition(",")[0].rpartition("/")[2] for row in told] == ["train.jsonl:7", "train.jsonl:3"]
+        assert "2 rows were skipped" in capsys.readouterr().err
+        losses.append(done.after)
+    assert losses[0] == losses[1]
+
+
+def run_on(data: Path, out: Path, **settings: Any) -> Any:
+    options = {"batch": 2, "lr": 1e-3, "epochs": 2, "quiet": True, **settings}
+    (done,) = finetune(load(data), data=data, out=out, **options)
+    return done

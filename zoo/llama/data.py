@@ -1,24 +1,28 @@
 """Text for training: files become token ids, with a mark on those that are to be learned.
 
-.txt     one text
-.jsonl   a row each: {"text": ...} | {"prompt": ..., "completion": ...} | {"messages": [{"role": ..., "content": ...}]};
-         prompts, and what others than the assistant say, are seen but not learned
-a directory: train.txt or train.jsonl, and valid.txt or valid.jsonl where there is one
+.txt                                  one text, of any length
+.jsonl  .jsonl.gz  .csv  .parquet     a row each: {"text": ...} | {"prompt": ..., "completion": ...} |
+                                      {"messages": [{"role": ..., "content": ...}]}; prompts, and what others than the
+                                      assistant say, are seen but not learned
+a directory (`zoo.data.files`): train.* and valid.*, or folders of that name with such files, or such files alone
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from zoo.core.errors import DataError, WeightsError
+from zoo.core.errors import DataError
+from zoo.data import rows as tables
+from zoo.data.bad import Skipped
+from zoo.data.files import find
+from zoo.data.rows import Row
+from zoo.llama.long_text import WINDOW
 from zoo.llama.tokenizer import Tokenizer
-from zoo.train.tokens import IGNORED
+
+_FORM = 'A row is {"text": ...}, {"prompt": ..., "completion": ...} or {"messages": [...]}.'
 
 
 @dataclass(frozen=True)
@@ -29,17 +33,21 @@ class Example:
 
 
 def files(path: Path) -> tuple[Path, Path | None]:
-    """(training file, validation file or None). Raises DataError if there is nothing to train on."""
-    if path.is_file():
-        return path, None
-    if not path.exists():
-        raise DataError(f"there is no {path}", "it is no file and no directory", "Give a .txt or .jsonl file.")
-    found = {name: path / f"{name}{end}" for name in ("valid", "train") for end in (".txt", ".jsonl")
-             if (path / f"{name}{end}").is_file()}  # fmt: skip
-    if "train" not in found:
-        why = "it holds neither train.jsonl nor train.txt"
+    """(what to train on, what is held out or None): files, or folders of them. Raises DataError if there is nothing to
+    train on."""
+    found = find(path, (".txt", *tables.SUFFIXES))
+    if not parts_of(found.train):
+        why = f"{found.train} holds neither train.jsonl nor train.txt, nor other texts"
         raise DataError(f"there is nothing to train on in {path}", why, "Name the file itself, or name it so.")
-    return found["train"], found.get("valid")
+    return found.train, found.valid
+
+
+def parts_of(path: Path) -> list[Path]:
+    """A file itself; of a folder, the texts and files of rows in it, in the order of their names."""
+    if path.is_file():
+        return [path]
+    found = (file for file in path.iterdir() if tables.suffix(file) in (".txt", *tables.SUFFIXES))
+    return sorted(file for file in found if file.is_file() and not file.name.startswith("."))
 
 
 def text_of(path: Path) -> str:
@@ -50,44 +58,53 @@ def text_of(path: Path) -> str:
         raise DataError(f"cannot read {path}", str(error), "Give a text file in UTF-8.") from error
 
 
-def read(path: Path, tokenizer: Tokenizer) -> list[Example]:
-    """The examples of a file. Raises DataError that names the line of a row that cannot be used."""
-    text = text_of(path)
-    if path.suffix != ".jsonl":
-        return [_whole(tokenizer, text)]
-    examples = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                examples.append(_row(tokenizer, json.loads(line)))
-            except (ValueError, WeightsError) as error:
-                why = getattr(error, "why", None) or str(error)
-                raise DataError(f"cannot use line {number} of {path}", why, _FORMS) from error
-    if not examples:
-        raise DataError(f"there is nothing in {path}", "it has no rows", _FORMS)
-    return examples
+def texts(
+    path: Path, tokenizer: Tokenizer, skipped: Skipped | None = None
+) -> Iterator[Iterable[tuple[Any, list[bool] | None]]]:
+    """The texts of a file or folder, each in parts (ids, which are learned; None: all of them), as `Packing` takes it.
+    Memory does not grow with files nor texts. Raises DataError that names the rows that cannot be used."""
+    for file in parts_of(path):
+        if tables.suffix(file) in tables.SUFFIXES:
+            for example in read(file, tokenizer, skipped):
+                yield [(example.ids, None if all(example.learned) else example.learned)]
+        else:
+            yield _parts(file, tokenizer)
 
 
-_FORMS = 'A row is {"text": ...}, {"prompt": ..., "completion": ...} or {"messages": [...]}.'
+def _parts(path: Path, tokenizer: Tokenizer) -> Iterator[tuple[Any, None]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield from ((ids, None) for ids in tokenizer.encode_long(file.read))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}", str(error), "Give a text file in UTF-8.") from error
+    yield sorted(tokenizer.stops)[:1], None
 
 
-def _row(tokenizer: Tokenizer, row: Any) -> Example:
-    if not isinstance(row, dict):
-        raise ValueError("it is no JSON object")
-    if "messages" in row:
-        return _conversation(tokenizer, row["messages"])
-    names = ("prompt", "completion") if "prompt" in row else ("text",)
-    texts = [text for name in names if isinstance(text := row.get(name), str)]
-    if len(texts) < len(names):
-        raise ValueError(f"it has {', '.join(map(repr, row)) or 'nothing'}, and not the texts that are needed")
-    if len(texts) == 1:
-        return _whole(tokenizer, texts[0])
-    prompt, both = tokenizer.encode(texts[0]), tokenizer.encode(texts[0] + texts[1])
-    return _closed(tokenizer, both, _shared(prompt, both))
+def read(path: Path, tokenizer: Tokenizer, skipped: Skipped | None = None) -> Iterator[Example]:
+    """The examples of a file of rows. Raises DataError that names the rows that cannot be used, unless those are to be
+    skipped."""
+    return tables.read(path, lambda row: _example(tokenizer, row), form=_FORM, skipped=skipped)
 
 
-def _whole(tokenizer: Tokenizer, text: str) -> Example:
-    return _closed(tokenizer, tokenizer.encode(text), 0)
+def _example(tokenizer: Tokenizer, row: Row) -> Example:
+    if "messages" in row.values:
+        return _conversation(tokenizer, row.values["messages"])
+    prompt = row.text("prompt") if "prompt" in row.values else ""
+    text = row.text("completion" if "prompt" in row.values else "text")
+    if not text.strip():
+        raise ValueError("there is nothing to learn in it: its text is empty")
+    if not prompt:
+        return _closed(tokenizer, _ids(tokenizer, text), 0)
+    before, both = _ids(tokenizer, prompt), _ids(tokenizer, prompt + text)
+    return _closed(tokenizer, both, _shared(before, both))
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    if len(text) <= WINDOW:
+        return tokenizer.encode(text)
+    places = iter(range(0, len(text), WINDOW))
+    pieces = tokenizer.encode_long(lambda n: text[at : at + n] if (at := next(places, None)) is not None else "")
+    return [int(i) for piece in pieces for i in piece]
 
 
 def _closed(tokenizer: Tokenizer, ids: list[int], given: int) -> Example:
@@ -115,52 +132,3 @@ def _conversation(tokenizer: Tokenizer, messages: Any) -> Example:
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:
     """How many ids both begin with: where a prompt's last piece joins with the answer's first, it is learned too."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def pack(examples: Sequence[Example], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of `length` tokens with several texts each: inputs, targets, and the number of the text that each token
-    belongs to, (rows, length), int32. What is not learned is IGNORED, and so is what fills a row.
-
-    A text that fits into a row is never cut, so that no answer is learned without its prompt; longer ones are cut
-    into whole rows and a rest. Pieces go where they leave the least room, the longest first (best-fit decreasing: Ding
-    et al. 2024). By the numbers, attention keeps to one text (`Llama`): packed or alone, a text is learned alike.
-    Raises DataError if nothing is to be learned.
-    """
-    pieces = []
-    for example in examples:
-        ids = np.array(example.ids, np.int32)
-        targets = np.where(np.array(example.learned[1:], bool), ids[1:], IGNORED)
-        for start in range(0, len(targets), length):
-            piece = ids[:-1][start : start + length], targets[start : start + length]
-            if (piece[1] != IGNORED).any():
-                pieces.append(piece)
-    if not pieces:
-        raise DataError("there is nothing to learn", "no row has an answer of one token or more", _FORMS)
-    rows = _fitted([len(ids) for ids, _ in pieces], length)
-    inputs, texts = np.zeros((2, len(rows), length), np.int32)
-    packed = np.full((len(rows), length), IGNORED, np.int32)
-    for row, members in enumerate(rows):
-        at = 0
-        for number, member in enumerate(members):
-            ids, targets = pieces[member]
-            end = at + len(ids)
-            inputs[row, at:end], packed[row, at:end], texts[row, at:] = ids, targets, number  # what fills it comes last
-            at = end
-    return inputs, packed, texts
-
-
-def _fitted(sizes: Sequence[int], length: int) -> list[list[int]]:
-    """Which pieces share a row. Rows are in the order of their first piece, and pieces in theirs."""
-    rows: list[list[int]] = []
-    by_room: list[list[int]] = [[] for _ in range(length + 1)]
-    for piece in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        size = sizes[piece]
-        room = next((r for r in range(size, length + 1) if by_room[r]), None)
-        if room is None:
-            room, row = length, len(rows)
-            rows.append([])
-        else:
-            row = by_room[room].pop()
-        rows[row].append(piece)
-        by_room[room - size].append(row)
-    return sorted(sorted(row) for row in rows)

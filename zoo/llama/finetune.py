@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from zoo.core.errors import ZooError
 from zoo.core.tensor import Tensor
 from zoo.data.loader import Loader
 from zoo.llama import tokenizer as tokenizers
-from zoo.llama.data import files, pack, read
+from zoo.llama.corpus import corpus
 from zoo.llama.model import Llama
 from zoo.nn.quantized import formats
 from zoo.train import AdamW, Training, matrices_only, tokens
@@ -23,7 +22,6 @@ from zoo.train.recipe import recipe
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Layers that LoRA goes around: all matrices of a block (Dettmers et al. 2023, section 4)."""
-HELD_OUT = 0.05
 TRAINING = Training(epochs=3, batch=4, out=Path("runs/llama"))
 
 
@@ -61,8 +59,8 @@ def learned_tokens(batch: Any) -> int:
     return tokens.learned(batch[1])
 
 
-def perplexity(model: Llama, data: tuple[np.ndarray, ...]) -> float:
-    """Of what `pack` gave: exp of the mean negative log-likelihood of the learned tokens."""
+def perplexity(model: Llama, data: Any) -> float:
+    """Of packed rows: exp of the mean negative log-likelihood of the learned tokens."""
     return math.exp(tokens.nats_per_token(said, model, data))
 
 
@@ -72,7 +70,7 @@ def finetune(
 ) -> Iterator[Trained]:
     """Train on your own text: .txt, or .jsonl with text, prompt and completion, or messages.
 
-    data: a file, or a directory with train and valid files; without the latter, a twentieth is held out
+    data: a file, or a directory with train and valid files (docs/data.md); without the latter, a tenth is held out
     batch: rows of --context tokens per step
     context: tokens of a row
     lr: highest learning rate; without it, 1e-4, or 1e-3 with --lora
@@ -81,18 +79,9 @@ def finetune(
     if context > model.config.max_position_embeddings:
         why = f"the model sees {model.config.max_position_embeddings:,} tokens at once"
         raise ZooError(f"--context {context} is too long", why, "Choose a shorter one.")
-    train_file, valid_file = files(data)
-    examples = read(train_file, tokenizer)
-    train: tuple[np.ndarray, ...] = pack(examples, context)
-    unseen: tuple[np.ndarray, ...]
-    if valid_file is not None:
-        unseen = pack(read(valid_file, tokenizer), context)
-    else:
-        held = max(1, round(len(train[0]) * HELD_OUT))
-        if len(train[0]) < 2:
-            why = f"{len(train[0])} row of {context} tokens leaves nothing to hold out"
-            raise ZooError("there is too little text", why, "Give more, a valid file, or a shorter --context.")
-        train, unseen = tuple(part[:-held] for part in train), tuple(part[-held:] for part in train)
+    skipped = training.skipped()
+    say = None if quiet else (lambda text: print(text, file=sys.stderr))
+    train, unseen = corpus(data, tokenizer, model.config.vocab_size, context, skipped, say)
     base = None if model.source is None else model.source.shown
     lora, out = training.adapt(model, TARGETS), training.out
     training = training.at(1e-3 if lora else 1e-4)
@@ -101,7 +90,7 @@ def finetune(
     write = partial(training.write, port="llama", base=base, task_type="CAUSAL_LM")
     learner = training.learner(
         model,
-        training.loader(train),
+        training.loader(train, skipped=skipped),
         loss=loss,
         optimizer=AdamW(betas=(0.9, 0.95), weight_decay=matrices_only(0.0 if lora else 0.1)),
         validation=Loader(unseen, training.batch, shuffle=False),
@@ -114,7 +103,6 @@ def finetune(
     before = perplexity(model, unseen)
     training.fit(learner)
     trainable = sum(parameter.size for parameter in model.parameters().values())
-    learned = tokens.learned(train[1])
-    done = Trained(out, len(learner.history), learner.step, learned, before, perplexity(model, unseen), trainable)
+    done = Trained(out, len(learner.history), learner.step, train.learned, before, perplexity(model, unseen), trainable)
     write(model, out, card={"summary": f"perplexity {done.after:.2f} on unseen text", "perplexity": done.after})
     yield done

@@ -6,15 +6,19 @@ programs that came with a download.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from zoo.core.errors import WeightsError
 from zoo.hub.files import read_json
 from zoo.hub.refs import Checkpoint
 from zoo.llama import vocabulary
+from zoo.llama.long_text import encoded
 
 FILE = "tokenizer.json"
 LIMIT = 256 << 20
@@ -58,6 +62,15 @@ class Tokenizer:
             why = "an empty prompt has no token, and this tokenizer has none to begin with"
             raise WeightsError("nothing to continue", why, "Give a prompt.")
         return ids
+
+    def encode_long(self, read: Callable[[int], str]) -> Iterator[np.ndarray]:
+        """The same ids, in pieces, of a text of any length, of which `read(n)` gives the next n characters."""
+        return encoded(self._core, read)
+
+    def fingerprint(self) -> str:
+        """The same for tokenizers that make the same ids of everything, and for no others."""
+        parts = [self._core.to_str(), sorted(self.stops), self.bos, self._source(), self._text_of("eos_token")]
+        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._core.decode(list(ids), skip_special_tokens=True))

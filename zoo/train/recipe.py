@@ -34,6 +34,7 @@ from zoo.train import schedule as schedules
 from zoo.train.estimate import Estimated, estimate, of_estimate
 from zoo.train.learner import Learner, Loss, Metrics
 from zoo.train.optim import Optimizer
+from zoo.train.parallel import launched
 
 Result = TypeVar("Result")
 FREE = {"free": True}
@@ -145,8 +146,10 @@ class Training:
         return kind(data, self.batch, seed=self.seed, workers=self.workers, **settings)
 
     def skipped(self) -> Skipped | None:
-        """For what reads the data: where rows that cannot be used are told, if they are to be left out."""
-        return Skipped(None if self.estimate else self.out, self.resume) if self.skip_bad else None
+        """For what reads the data: where rows that cannot be used are told, if they are to be left out. Of processes
+        that train together, one writes them; an estimate writes none."""
+        written = not self.estimate and launched()[0] == 0
+        return Skipped(self.out if written else None, self.resume) if self.skip_bad else None
 
     def total(self, rows: Loader) -> int:
         """Steps of the whole run."""
