@@ -190,3 +190,24 @@ def test_an_unknown_bug_is_found_and_no_cause_is_made_up() -> None:
     ).finding
     assert finding is not None and finding.path == "model.layers.1.self_attn.v_proj"
     assert finding.cause is None
+
+
+def test_a_small_error_that_stands_out_is_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of an untrained model are so small that the two kinds of gelu agree within 1e-4; they are two."""
+
+    usual = made
+
+    def small(name: str) -> Any:
+        model = usual(name)
+        for path, tensor in model.state().items():
+            if path.endswith("weight") and len(tensor.shape) == 2:
+                set_(model, path, lambda w: w * np.float32(0.05))
+        return model
+
+    monkeypatch.setitem(globals(), "made", small)
+    exact, other = (Ops(swiglu=lambda gate, up, f=f: f(gate) * up) for f in (ops.gelu, ops.gelu_tanh))
+    monkeypatch.setattr(llama, "ops", exact)
+    found = compared("llama", lambda model: monkeypatch.setattr(llama, "ops", other))
+    worst = max(row.relative or 0 for row in found.rows)
+    assert worst < 1e-4 and not found.agrees
+    assert found.finding is not None and "activation variant: the reference has gelu" in (found.finding.cause or "")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.compare.formulas import ACTIVATIONS, attentions, close
+from zoo.compare.formulas import ACTIVATIONS, attentions, close, error, limit
 from zoo.compare.leaf import general
 
 Array = np.ndarray
@@ -45,20 +45,21 @@ def cause(gap: Gap, config: Any) -> str | None:
 
 def _matched(formulas: Iterator[Formula], ours: Array, theirs: Array) -> str | None:
     """Names both formulas, and says what they differ in."""
-    mine = yours = None
+    near = limit(ours, theirs)
+    mine: tuple[float, tuple[str, ...]] | None = None
+    yours: tuple[float, tuple[str, ...]] | None = None
     for words, numbers in formulas:
-        if mine is None and close(numbers, ours):
-            mine = words
-        if yours is None and close(numbers, theirs):
-            yours = words
-        if mine and yours:
-            break
-    if yours is None or mine == yours:
+        to_mine, to_yours = error(numbers, ours), error(numbers, theirs)
+        if to_mine <= near and (mine is None or to_mine < mine[0]):
+            mine = (to_mine, words)
+        if to_yours <= near and (yours is None or to_yours < yours[0]):
+            yours = (to_yours, words)
+    if yours is None or (mine is not None and mine[1] == yours[1]):
         return None
     if mine is None:
-        return f"the reference computes {' '.join(yours)}"
-    kinds = {3: ("positions", "mask", "attention scale"), 1: ("",), 2: ("activation", "")}[len(yours)]
-    parts = [(kind, a, b) for kind, a, b in zip(kinds, yours, mine, strict=True) if a != b]
+        return f"the reference computes {' '.join(yours[1])}"
+    kinds = {3: ("positions", "mask", "attention scale"), 1: ("",), 2: ("activation", "")}[len(yours[1])]
+    parts = [(kind, a, b) for kind, a, b in zip(kinds, yours[1], mine[1], strict=True) if a != b]
     return "; ".join(_told(kind, a, b) for kind, a, b in parts)
 
 

@@ -24,6 +24,11 @@ def error(a: Array, b: Array) -> float:
     return float(np.abs(a - b).max(initial=0.0)) / max(float(np.abs(b).max(initial=0.0)), 1e-30)
 
 
+def limit(ours: Array, theirs: Array) -> float:
+    """How near a formula must be to the reference's numbers to be a cause: near, and five times as near as ours."""
+    return min(CLOSE, 0.2 * error(ours, theirs)) if ours.shape == theirs.shape else CLOSE
+
+
 def sigmoid(x: Array) -> Array:
     return 0.5 * (1.0 + np.tanh(0.5 * x))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.compare.formulas import ACTIVATIONS, CLOSE, EPSILONS, close, error, standardised
+from zoo.compare.formulas import ACTIVATIONS, EPSILONS, close, error, limit, standardised
 from zoo.compare.trace import Call
 from zoo.core import ops
 from zoo.core.device import device
@@ -36,7 +36,7 @@ def cause(module: Module, call: Call, theirs: Array) -> str | None:
             tried = hypotheses(module, weights, call.inputs[0].astype(np.float64), ours, theirs)
             behind = ACTIVATIONS.get(str(call.options.get("activation")), ACTIVATIONS["no activation"])
             errors = [(min(error(y, theirs), error(behind(y), theirs)), words) for words, y in tried]
-            fitting = [one for one in errors if one[0] <= CLOSE]
+            fitting = [one for one in errors if one[0] <= limit(ours, theirs)]
             if fitting:  # two epsilons may both be near: the nearest, and of equal ones the usual
                 return min(fitting, key=lambda one: one[0])[1]
     return general(ours, theirs)
@@ -47,7 +47,7 @@ def general(ours: Array, theirs: Array) -> str | None:
     if ours.shape != theirs.shape or not ours.size:
         return None
     for name, f in ACTIVATIONS.items():
-        if name != "no activation" and close(f(ours), theirs):
+        if name != "no activation" and close(f(ours), theirs, limit(ours, theirs)):
             return f"missing activation: the reference applies {name} to it"
     if (factor := ratio(ours, theirs)) is not None:
         return f"missing scale: the reference's is ours times {_number(factor, ours.shape[-1])}"
