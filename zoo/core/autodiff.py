@@ -11,7 +11,7 @@ import contextlib
 import functools
 import heapq
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -133,7 +133,8 @@ class Autodiff:
         self, name: str, value: Any, inputs: Sequence[Var], learned: Sequence[Var], gradient: Callable[..., Any]
     ) -> Var:
         """`value` as the result of an op of the caller's own, made from `inputs`, whose values are kept, and `learned`,
-        whose values are not. gradient(g, *values of the inputs) -> a cotangent, or None, for each of both."""
+        whose values are not. gradient(g, *values of the inputs) -> for each of both a cotangent, a list of those that
+        are added in turn, or None."""
         rule = lambda o, g, *saved: gradient(g, *saved[: len(inputs)])  # noqa: E731 - the form of Prim.vjp
         saved = (*(v.value for v in inputs), *(Meta(v.shape, v.dtype) for v in learned))
         parents = tuple((v.node, v.index) for v in (*inputs, *learned))
@@ -215,16 +216,20 @@ class Gradients(Mapping[Tensor, Tensor]):
         return len(self._by_node)
 
 
-def pull(inner: Any, seeds: list[tuple[Var, Any]]) -> dict[Node, Any]:
+def pull(inner: Any, seeds: list[tuple[Var, Any]], apart: Collection[Node] = ()) -> dict[Node, Any]:
     """Walks the record backwards from the values and cotangents given. Nodes are taken by falling tick: whoever used
     a value has a higher tick than whoever made it, so that a node's cotangent is complete when its turn comes. What a
-    node saved is freed as it is passed."""
+    node saved is freed as it is passed. Of variables in `apart`, what each use gives is listed in the order in which it
+    would be added: a walk that goes on from there adds up to the same bits."""
     o = inner.ops
     waiting: dict[Node, Any] = {}
     heap: list[tuple[int, Node]] = []
     found: dict[Node, Any] = {}
 
     def arrive(node: Node, index: int | None, g: Any) -> None:
+        if node in apart:
+            found.setdefault(node, []).append(g)
+            return
         if node not in waiting:
             heapq.heappush(heap, (-node.tick, node))
             waiting[node] = None if index is None else {}
@@ -252,12 +257,13 @@ def pull(inner: Any, seeds: list[tuple[Var, Any]]) -> dict[Node, Any]:
         for parent, argument, cotangent in zip(node.parents, node.args, _cotangents(inner, node, g), strict=True):
             if parent is None or cotangent is None:
                 continue
-            c = cotangent() if callable(cotangent) else cotangent
-            if node.prim.kind is Kind.ELEMENTWISE:
-                c = sum_to(o, c, tuple(argument.shape))
-            if c.dtype != argument.dtype:
-                c = o.cast(c, dtype=argument.dtype)
-            arrive(parent[0], parent[1], c)
+            for part in cotangent if type(cotangent) is list else (cotangent,):
+                c = part() if callable(part) else part
+                if node.prim.kind is Kind.ELEMENTWISE:
+                    c = sum_to(o, c, tuple(argument.shape))
+                if c.dtype != argument.dtype:
+                    c = o.cast(c, dtype=argument.dtype)
+                arrive(parent[0], parent[1], c)
         node.spent, node.args, node.y = True, (), None
     return found
 

@@ -2,25 +2,35 @@
 it is worked out again when the gradient comes by. A stack of layers then keeps one activation for each, and the insides
 of one, for one more forward pass: about a third more time.
 
+    run = recomputed if self.recompute else called
     for layer in self.layers:
-        x = recomputed(layer, x, rope)
+        x = run(layer, x, rope)
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from zoo.core.autodiff import Autodiff, Var, pull
 from zoo.core.random import Generator
 from zoo.core.tensor import Tensor
+from zoo.nn.module import Slot
+
+Run = Callable[..., Tensor]
+"""run(layer, *args): one of the two below."""
+
+
+def called(layer: Any, *args: Any) -> Tensor:
+    """layer(*args), all that it works out being kept."""
+    return layer(*args)
 
 
 def recomputed(layer: Any, *args: Any) -> Tensor:
     """layer(*args) of a Module: one tensor. On an Autodiff device its gradients flow to the tensors among `args` and to
-    the layer's parameters; what else it reads must be constants. What it draws (dropout) it draws again; a layer that
-    changes itself (running statistics) would change twice.
+    the layer's parameters; what else it reads must be constants. The second time is as the first: it draws again what
+    it drew (dropout), and finds its buffers (running statistics) as they were then; they stay as that time left them.
     """
     state = layer.state().values()
     device = next((t.device for t in (*args, *state) if isinstance(t, Tensor) and isinstance(t.device, Autodiff)), None)
@@ -30,6 +40,7 @@ def recomputed(layer: Any, *args: Any) -> Tensor:
         return layer(*args)
     rng = layer.rng
     start = 0 if rng is None else rng.offset
+    buffers = [(slot, slot.value) for slot in layer.slots().values() if slot.buffer]
     with device.paused():
         value = device.value(layer(*args).handle)
     given = [None if i in places else a for i, a in enumerate(args)]
@@ -39,10 +50,11 @@ def recomputed(layer: Any, *args: Any) -> Tensor:
         again = list(given)
         for i, handle in zip(places, fresh, strict=True):
             again[i] = Tensor(handle, device)
-        with _from(rng, start):
+        with _from(rng, start), _with(buffers):
             y = layer(*again)
-        found = pull(device.inner, [(y.handle, g)])
-        return tuple(found.get(v.node) for v in (*fresh, *learned))
+        every = [v.node for v in (*fresh, *learned)]
+        found = pull(device.inner, [(y.handle, g)], apart=set(every))
+        return tuple(found.get(node) for node in every)
 
     inputs = [args[i].handle for i in places]
     return Tensor(device.opaque("recomputed", value, inputs, learned, gradient), device)
@@ -63,3 +75,16 @@ def _from(rng: Generator | None, offset: int) -> Iterator[None]:
         yield
     finally:
         rng.offset = now
+
+
+@contextlib.contextmanager
+def _with(buffers: list[tuple[Slot, Tensor]]) -> Iterator[None]:
+    """Buffers have these values meanwhile."""
+    now = [slot.value for slot, _ in buffers]
+    for slot, value in buffers:
+        slot.holder[slot.key] = value
+    try:
+        yield
+    finally:
+        for (slot, _), value in zip(buffers, now, strict=True):
+            slot.holder[slot.key] = value

@@ -31,8 +31,7 @@ TARGETS = ("convolution",)
 """Layers that LoRA goes around: all but the head, which is trained whole."""
 HEAD = ("classifier",)
 TRAINING = Training(
-    epochs=10, batch=32, lr=1e-3, schedule="one_cycle", clip=0.0, ema=0.999, out=Path("runs/resnet"),
-    without=("checkpoint",),
+    epochs=10, batch=32, lr=1e-3, schedule="one_cycle", clip=0.0, ema=0.999, out=Path("runs/resnet")
 )  # fmt: skip
 
 
@@ -98,6 +97,7 @@ def finetune(
     training.adapt(model, TARGETS, also=HEAD)
     write = partial(training.write, port="resnet", base=base, also=HEAD)
     kept = frozen(model, freeze)
+    model.recompute = training.checkpoint
     if not quiet:
         print(f"{head}{kept}", file=sys.stderr)
     seen = preprocess.of(model)

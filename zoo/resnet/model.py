@@ -14,6 +14,7 @@ from zoo.nn import BatchNorm, Conv2d, Linear, Module, QuantizedConv2d, Sequentia
 from zoo.nn.init import kaiming_normal
 from zoo.nn.lora import LoRA
 from zoo.nn.param import Param
+from zoo.nn.recompute import Run, called, recomputed
 from zoo.resnet.config import REDUCTION, ResNetConfig
 
 
@@ -96,9 +97,9 @@ class Stage(Module):
     def __init__(self, c: ResNetConfig, inputs: int, outputs: int, depth: int, stride: int):
         self.layers = [Block(c, inputs if i == 0 else outputs, outputs, stride if i == 0 else 1) for i in range(depth)]
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, run: Run) -> Tensor:
         for block in self.layers:
-            x = block(x)
+            x = run(block, x)
         return x
 
 
@@ -130,11 +131,11 @@ class Backbone(Module):
         self.embedder = Embedder(c)
         self.encoder = Encoder(c)
 
-    def __call__(self, x: Tensor) -> list[Tensor]:
-        x = self.embedder(x)
+    def __call__(self, x: Tensor, run: Run) -> list[Tensor]:
+        x = run(self.embedder, x)
         stages = []
         for stage in self.encoder.stages:
-            x = stage(x)
+            x = stage(x, run)
             stages.append(x)
         return stages
 
@@ -144,16 +145,18 @@ class ResNet(Module):
 
     def __init__(self, config: ResNetConfig):
         self.config = config
+        self.recompute = False
+        """In training, blocks keep what goes into them only, and work the rest out again for the gradient."""
         self.resnet = Backbone(config)
         # "1": transformers counts the flattening before it
         self.classifier = Sequential(global_avg_pool, Linear(config.hidden_sizes[-1], config.num_labels))
 
     def __call__(self, pictures: Tensor) -> Tensor:
-        return self.classifier(self.resnet(pictures)[-1])
+        return self.classifier(self.features(pictures)[-1])
 
     def features(self, pictures: Tensor) -> list[Tensor]:
         """What each stage gives: (B, H, W, hidden_sizes[i]), H and W halving from stage to stage."""
-        return self.resnet(pictures)
+        return self.resnet(pictures, recomputed if self.recompute else called)
 
     def prepare(self) -> ResNet:
         """For inference: every batch norm is folded into the convolution before it, in float32, and the weights are

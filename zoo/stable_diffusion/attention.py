@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from zoo.core import ops
 from zoo.core.tensor import Tensor
 from zoo.nn import GroupNorm, LayerNorm, Linear, Module, Sequential, attend, together
+from zoo.nn.recompute import Run
 
 KeysValues = tuple[Tensor, Tensor]
 """Those of the text for one cross-attention, (B, S, heads, head_dim) each."""
@@ -77,9 +78,10 @@ class TransformerBlock(Module):
         self.norm3 = LayerNorm(channels)
         self.ff = FeedForward(channels)
 
-    def __call__(self, x: Tensor, text: KeysValues) -> Tensor:
+    def __call__(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """keys, values: of the text (B, S, heads, head_dim)."""
         x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), text)
+        x = x + self.attn2(self.norm2(x), (keys, values))
         return x + self.ff(self.norm3(x))
 
 
@@ -92,9 +94,9 @@ class Transformer(Module):
         self.transformer_blocks = [TransformerBlock(channels, heads, text_channels) for _ in range(depth)]
         self.proj_out = Linear(channels, channels)
 
-    def __call__(self, x: Tensor, texts: Iterator[KeysValues]) -> Tensor:
+    def __call__(self, x: Tensor, texts: Iterator[KeysValues], run: Run) -> Tensor:
         B, H, W, C = x.shape
         h = self.proj_in(self.norm(x).reshape(B, H * W, C))
         for block in self.transformer_blocks:
-            h = block(h, next(texts))
+            h = run(block, h, *next(texts))
         return x + self.proj_out(h).reshape(B, H, W, C)

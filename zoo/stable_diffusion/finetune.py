@@ -38,7 +38,7 @@ TRAINING = Training(
     schedule="constant",
     warmup=0,
     out=Path("runs/stable_diffusion"),
-    without=("checkpoint", "patience"),
+    without=("patience",),
 )
 
 
@@ -176,6 +176,7 @@ def finetune(
     out = training.out
     unet = model.unet if training.lora else model.unet.astype("float32")
     lora = training.adapt(unet, TARGETS, alpha=training.lora)
+    unet.recompute = training.checkpoint
     training = training.at(1e-4 if lora else 1e-5)
     transform = Batches(noising, texts, sizes, prior_weight if others else None)
     learner = training.learner(

@@ -14,6 +14,7 @@ from zoo.core import ops
 from zoo.core.dtype import float32
 from zoo.core.tensor import Tensor
 from zoo.nn import Conv2d, GroupNorm, Linear, Module
+from zoo.nn.recompute import Run, called, recomputed
 from zoo.stable_diffusion.attention import KeysValues, Transformer
 from zoo.stable_diffusion.blocks import Downsample, ResnetBlock, Upsample
 from zoo.stable_diffusion.config import UNetConfig
@@ -60,9 +61,9 @@ class Level(Module):
             for _ in range(transformers)
         ]
 
-    def block(self, i: int, x: Tensor, time: Tensor, texts: Iterator[KeysValues]) -> Tensor:
-        x = self.resnets[i](x, time)
-        return self.attentions[i](x, texts) if self.attentions else x
+    def block(self, i: int, x: Tensor, time: Tensor, texts: Iterator[KeysValues], run: Run) -> Tensor:
+        x = run(self.resnets[i], x, time)
+        return self.attentions[i](x, texts, run) if self.attentions else x
 
 
 class Down(Level):
@@ -72,10 +73,10 @@ class Down(Level):
         super().__init__(c, level, [(inputs if i == 0 else outputs, outputs) for i in range(n)], transformers)
         self.downsamplers = [Downsample(outputs)] if level < len(c.block_out_channels) - 1 else []
 
-    def __call__(self, x: Tensor, time: Tensor, texts: Iterator[KeysValues]) -> Iterator[Tensor]:
+    def __call__(self, x: Tensor, time: Tensor, texts: Iterator[KeysValues], run: Run) -> Iterator[Tensor]:
         """What each block makes of x, for the way up; the last goes on down."""
         for i in range(len(self.resnets)):
-            x = self.block(i, x, time, texts)
+            x = self.block(i, x, time, texts, run)
             yield x
         for downsampler in self.downsamplers:
             yield downsampler(x)
@@ -86,8 +87,8 @@ class Middle(Level):
         width = c.block_out_channels[-1]
         super().__init__(c, -1, [(width, width)] * 2, 1)
 
-    def __call__(self, x: Tensor, time: Tensor, texts: Iterator[KeysValues]) -> Tensor:
-        return self.resnets[1](self.attentions[0](self.resnets[0](x, time), texts), time)
+    def __call__(self, x: Tensor, time: Tensor, texts: Iterator[KeysValues], run: Run) -> Tensor:
+        return run(self.resnets[1], self.block(0, x, time, texts, run), time)
 
 
 class Up(Level):
@@ -103,10 +104,10 @@ class Up(Level):
         super().__init__(c, level, channels, transformers)
         self.upsamplers = [Upsample(width)] if level > 0 else []
 
-    def __call__(self, x: Tensor, skips: list[Tensor], time: Tensor, texts: Iterator[KeysValues]) -> Tensor:
+    def __call__(self, x: Tensor, skips: list[Tensor], time: Tensor, texts: Iterator[KeysValues], run: Run) -> Tensor:
         """Takes from `skips` what it needs, from the end."""
         for i in range(len(self.resnets)):
-            x = self.block(i, ops.concat([x, skips.pop()], axis=-1), time, texts)
+            x = self.block(i, ops.concat([x, skips.pop()], axis=-1), time, texts, run)
         for upsampler in self.upsamplers:
             x = upsampler(x, skips[-1].shape[1:3])
         return x
@@ -121,6 +122,8 @@ class UNet(Module):
 
     def __init__(self, config: UNetConfig):
         self.config = c = config
+        self.recompute = False
+        """In training, blocks keep what goes into them only, and work the rest out again for the gradient."""
         first, levels = c.block_out_channels[0], len(c.block_out_channels)
         self.conv_in = Conv2d(c.in_channels, first, 3, padding=1)
         self.time_embedding = TimestepEmbedding(first, 4 * first)
@@ -138,13 +141,14 @@ class UNet(Module):
     ) -> Tensor:
         time = ops.silu(self._time(timesteps, added))
         texts = iter(self.keys_values(text) if isinstance(text, Tensor) else text)
+        run = recomputed if self.recompute else called
         x = self.conv_in(latents)
         skips = [x]
         for down in self.down_blocks:
-            skips.extend(down(skips[-1], time, texts))
-        x = self.mid_block(skips[-1], time, texts)
+            skips.extend(down(skips[-1], time, texts, run))
+        x = self.mid_block(skips[-1], time, texts, run)
         for up in self.up_blocks:
-            x = up(x, skips, time, texts)
+            x = up(x, skips, time, texts, run)
         return self.conv_out(self.conv_norm_out(x, "silu"))
 
     def keys_values(self, text: Tensor) -> list[KeysValues]:
