@@ -22,9 +22,10 @@ settings.load_profile("zoo")
 def pytest_configure(config: Any) -> None:
     """pytest sets the warning filters anew for each test: zoo's own, of infinities and NaN in kernels, is repeated
     here; what it does not cover would reach users, so it is an error."""
-    # pytest started in the background of a script may have inherited that Ctrl-C is ignored, and would pass that on to
-    # the programs that tests start and interrupt
+    # pytest started in the background of a script, or by nohup, may have inherited that Ctrl-C or a closed terminal is
+    # ignored, and would pass that on to the programs that tests start and interrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.addinivalue_line("filterwarnings", "error::RuntimeWarning")
     config.addinivalue_line("filterwarnings", r"ignore::RuntimeWarning:zoo\.core\.backends\.numpy")
 

@@ -208,7 +208,7 @@ def test_plain_lines_where_stderr_is_no_terminal(capsys):
     lines = err.splitlines()
     assert out == "" and len(lines) == 4
     assert re.fullmatch(r"epoch 2: loss 0\.\d{4} · validation: loss 0\.\d{4}, accuracy [01]\.\d{4} · \d+ s", lines[1])
-    assert re.fullmatch(r"trained Net: 195 parameters, 16 steps in 0:\d\d, \d+ MB of memory", lines[2])
+    assert re.fullmatch(r"trained Net: 195 parameters, 16 steps in 0:\d\d, [\d.]+ [MG]B of memory", lines[2])
     assert lines[3].startswith("best epoch: ") and "accuracy" in lines[3]
 
 

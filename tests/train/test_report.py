@@ -200,7 +200,8 @@ def test_a_browser_shows_the_plots(browser, runs, tmp_path):
     }
     for title, box in boxes.items():
         assert box.shape[0] > 150 and box.shape[1] > 400
-        assert near(box, ORANGE if title == "Accuracy" else BLUE) > 200, title
+        # a level line may lie across two rows of pixels, each half as dark
+        assert near(box, ORANGE if title == "Accuracy" else BLUE, within=120) > 200, title
         assert (near(box, ORANGE) > 100) == (title in ("Loss", "Accuracy")), title
         assert near(box, (255, 255, 255)) > box.shape[0] * box.shape[1] * 0.8  # a plot, no blot
     assert near(day[:, :16], BLUE) == 0  # beside the plots there is nothing of them

@@ -19,7 +19,7 @@
 namespace zoo {
 namespace {
 
-constexpr size_t HUGE_PAGE = 2 << 20, LITTLE = 32 << 20;
+constexpr size_t HUGE_PAGE = 2 << 20, LITTLE = 12 << 20;
 
 struct Block {
     char* data;
