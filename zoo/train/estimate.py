@@ -3,8 +3,9 @@
     estimate(learner, steps)      # of a Learner without a directory: it takes some steps and is of no use after them
 
 Nothing is modelled that can be measured: the run's own steps are taken, on its own batches, and one or two batches of
-validation. The first step is not timed (memory is fetched, kernels choose their tiles); then as many are as fit into a
-second, at least one.
+validation. The first step is not timed (memory is fetched, kernels choose their tiles); then as many are as fit into
+two seconds, at least one. What counts is the median of stretches of steps: a hiccup of the machine spoils one of them,
+while bursts (of batches that workers made ahead) are within each.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from zoo.core.stats import available_memory, memory, peak_memory
 from zoo.nn.quantized import formats
 from zoo.train.optim import SGD
@@ -25,8 +28,8 @@ from zoo.train.watch import Step, Watcher, Watchers
 if TYPE_CHECKING:
     from zoo.train.learner import Learner
 
-TIMED = 1.0  # seconds of steps that are timed: those of small networks differ by a fifth among each other
-MOST = 50  # steps
+TIMED = 2.0  # seconds of steps, and of validation
+STRETCHES = 9
 
 
 @dataclass(frozen=True)
@@ -116,14 +119,27 @@ def of_estimate(finetune: Callable[..., Any], *models: Any, **options: Any) -> I
         yield end.estimate
 
 
-class _Clock(Watcher):
-    """The steps' times."""
+class _Enough(Exception):
+    """Ends the steps."""
 
-    def __init__(self) -> None:
-        self.took: list[float] = []
+
+class _Clock(Watcher):
+    """The steps' times; raises _Enough, on all ranks, after TIMED seconds without the first."""
+
+    def __init__(self, ranks: Any) -> None:
+        self.ranks, self.took = ranks, list[float]()
 
     def stepped(self, step: Step) -> None:
         self.took.append(step.took)
+        if self.ranks.first_says(sum(self.took[1:]) >= TIMED):
+            raise _Enough
+
+    @property
+    def seconds(self) -> float:
+        """Of a step."""
+        took = self.took[1:] or self.took
+        stretches = np.array_split(took, min(len(took), STRETCHES))
+        return float(np.median([stretch.mean() for stretch in stretches]))
 
 
 class _Few:
@@ -186,23 +202,22 @@ def _bytes(value: Any) -> int:
 
 def _timed(learner: Learner, steps: int) -> tuple[float, float]:
     """Seconds of a step, and of a whole validation."""
-    clock, validation = _Clock(), learner.validation
+    clock, validation = _Clock(learner.ranks), learner.validation
     learner.watch, learner.validation, learner.patience = Watchers([clock]), None, 0
-    while len(clock.took) < min(2, steps) or (sum(clock.took[1:]) < TIMED and len(clock.took) < min(MOST, steps)):
-        learner.fit(steps=len(clock.took) + 1)
+    with contextlib.suppress(_Enough):
+        learner.fit(steps=steps)
     learner.data.close()
-    took = clock.took[1:] or clock.took
-    step = sum(took) / len(took)
     if validation is None:
-        return step, 0.0
-    count = len(validation)
-    for few in (1, min(2, count)):
+        return clock.seconds, 0.0
+    count, few = len(validation), 1
+    for _ in range(2):  # the first time, memory is fetched
         learner.validation = _Few(validation, few)  # type: ignore[assignment]
         start = time.perf_counter()
         learner.validate()
         seconds = (time.perf_counter() - start) / few
+        few = int(learner.ranks.gather(min(count, max(1, int(TIMED / seconds))))[0])
     validation.close()
-    return step, seconds * count
+    return clock.seconds, seconds * count
 
 
 def _forget_peak() -> None:
