@@ -3,7 +3,7 @@
 // layout     blocks of 8 sizes between powers of two, so at most an eighth is unused; from 4 MiB on in pages of 2 MiB, where the
 //            system has them
 // bounds     idle blocks take a sixteenth of the machine's memory at most, and with those in use no more than those in use once
-//            took, or 32 MiB: to give pages of little blocks back and fault them in again would be half of the time of a small
+//            took, or 12 MiB: to give pages of little blocks back and fault them in again would be half of the time of a small
 //            network's training step. Where a result of another size would go beyond, the pages of the oldest idle blocks
 //            move to it (mremap: no page is given back, faulted in and cleared again)
 // The interpreter lock is held wherever a block is taken or given back, so nothing here is locked.
