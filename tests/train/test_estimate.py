@@ -129,7 +129,9 @@ def test_what_does_not_fit(data: Path, tmp_path: Path, capsys: Any, monkeypatch:
 
     monkeypatch.setattr(estimates, "available_memory", lambda: 1_000_000)
     assert main(["finetune", *arguments, "--estimate"]) == 0
-    said = capsys.readouterr().out
+    told = capsys.readouterr()
+    said = told.out
+    assert "use it" not in told.err  # nothing was written
     assert "more than" in said and "does not fit" in said and "to fit   --lora 8" in said and "time" not in said
 
 

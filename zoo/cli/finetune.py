@@ -125,5 +125,6 @@ def finetune(port: Port, described: Described, values: dict[str, Any]) -> None:
             console.result(result)
         console.document({"model": port.name, "weights": shown, "device": device.name})
         console.say(f"  {watch}")
-        if (out := getattr(arguments.get("training"), "out", None)) is not None:
-            console.say(f"  use it: zoo run {port.name} ... --weights {out}")
+        training = arguments.get("training")
+        if training is not None and not training.estimate:
+            console.say(f"  use it: zoo run {port.name} ... --weights {training.out}")
