@@ -64,7 +64,7 @@ BELOW = {
     "hub": {"core", "nn", "port"},  # it loads what a port's record describes; the record names its translation table
     "port": {"core", "nn", "hub"},
     "compare": {"core", "nn", "hub", "port"},
-    "new": {"core", "hub"},
+    "new": {"core", "hub", "port"},
     "options": {"core"},
     "train": {"core", "nn", "data", "hub", "options"},
     "bench": {

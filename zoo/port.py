@@ -73,6 +73,16 @@ class Port:
         return self.weights(config) if callable(self.weights) else self.weights
 
 
+def package_of(folder: Path) -> tuple[str, Path]:
+    """The name that a folder has for Python, with those above it that are packages; and the directory from which it is
+    imported by that name."""
+    names, above = [folder.resolve().name], folder.resolve().parent
+    while (above / "__init__.py").exists():
+        names.append(above.name)
+        above = above.parent
+    return ".".join(reversed(names)), above
+
+
 @cache
 def _own() -> tuple[str, ...]:
     found = []

@@ -87,7 +87,7 @@ def test_what_is_told_comes_true(data: Path, arguments: list[str], tmp_path: Pat
     assert e["checkpoint_bytes"] == pytest.approx(max(kept), rel=0.1, abs=20_000)  # names, shapes, settings
     ends = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     seconds = [line["seconds"] for line in ends if "metrics" in line][-1]
-    assert seconds / 4 < e["seconds"] < seconds * 4  # on a machine that does other things; docs have the quiet figures
+    assert seconds / 4 < e["seconds"] < seconds * 4  # time is told, not promised: epochs of one run differ too
     parts = e["memory"]
     assert parts["program"] > 0 and parts["activations"] > 0 and parts["gradients"] == 4 * e["trainable"]
     held = sum(parts[name] for name in ("program", "weights", "gradients", "optimizer", "average", "activations"))

@@ -16,7 +16,7 @@ from typing import Any
 
 from zoo.compare.align import module_names
 from zoo.compare.comparison import Comparison, compare_traces
-from zoo.compare.find import config_of, find_port, package_of
+from zoo.compare.find import config_of, find_port, home_of
 from zoo.compare.trace import Trace, record
 from zoo.core.errors import ZooError
 from zoo.hub import refs
@@ -47,7 +47,7 @@ def compare(
     reference.py runs. store: where to keep them. dtype: of our weights; the reference's are float32.
     Raises ZooError if the port says no example, or its reference does not run.
     """
-    found, package = (port, package_of(port)) if isinstance(port, Port) else _both(port)
+    found, package = (port, home_of(port)) if isinstance(port, Port) else _both(port)
     theirs = Trace.load(activations) if activations else reference_trace(found, package, reference)
     if store is not None:
         theirs.save(store)

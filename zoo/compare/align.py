@@ -74,7 +74,7 @@ def like(theirs: np.ndarray, ours: np.ndarray) -> np.ndarray | None:
     fitting = [way for way in ways if way.shape == ours.shape]
     if not fitting:
         fitting = [np.ascontiguousarray(way).reshape(ours.shape) for way in ways if way.size == ours.size]
-    return min(fitting, key=lambda way: difference(ours, way).relative, default=None)
+    return min(fitting, key=lambda way: Difference(ours, way).relative, default=None)
 
 
 class Difference:
@@ -90,10 +90,6 @@ class Difference:
         self.mean = float(apart.mean()) if apart.size else 0.0
         scale = float(known.max(initial=0.0))
         self.relative = self.largest / scale if scale else float(self.largest > 0)
-
-
-def difference(ours: np.ndarray, theirs: np.ndarray) -> Difference:
-    return Difference(ours, theirs)
 
 
 def pairs(names: Mapping[str, str], ours: list[Call], theirs: list[Call]) -> list[tuple[Call, Call | None]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from zoo.compare import between, leaf
-from zoo.compare.align import Difference, difference, like, pairs
+from zoo.compare.align import Difference, like, pairs
 from zoo.compare.formulas import ACTIVATIONS
 from zoo.compare.trace import Call, Trace
 from zoo.nn import Module
@@ -144,10 +144,10 @@ def _row(call: Call, other: Call | None, tolerance: float, alone: bool) -> tuple
     expected = like(other.output, call.output)
     if expected is None:  # what holds others may give more than the reference's does, in another order
         return Row(call.path, call.kind, DIFFERS if alone else ALONE, shape), None
-    found = difference(call.output, expected)
+    found = Difference(call.output, expected)
     if found.relative > tolerance:
         for fused in _fused(call, expected):
-            behind = difference(call.output, fused)
+            behind = Difference(call.output, fused)
             if behind.relative <= tolerance:
                 found, expected = behind, fused
     state = AGREES if found.relative <= tolerance else DIFFERS
@@ -227,7 +227,7 @@ class _Search:
         if other is None or not call.inputs or not other.inputs:
             return True
         theirs = like(other.inputs[0], call.inputs[0])
-        return theirs is not None and difference(call.inputs[0], theirs).relative <= self.tolerance
+        return theirs is not None and Difference(call.inputs[0], theirs).relative <= self.tolerance
 
 
-__all__ = ["AGREES", "ALONE", "DIFFERS", "Comparison", "Difference", "Finding", "Row", "compare_traces"]
+__all__ = ["AGREES", "ALONE", "DIFFERS", "Comparison", "Finding", "Row", "compare_traces"]

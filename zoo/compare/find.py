@@ -28,14 +28,10 @@ def find_port(name: str) -> Found:
     path = Path(name)
     if not (path / "__init__.py").is_file():
         port = ports.get(name.removeprefix("zoo."))
-        return Found(port, package_of(port))
-    names, above = [path.resolve().name], path.resolve().parent
-    while (above / "__init__.py").exists():
-        names.append(above.name)
-        above = above.parent
+        return Found(port, home_of(port))
+    package, above = ports.package_of(path)
     if str(above) not in sys.path:
         sys.path.insert(0, str(above))
-    package = ".".join(reversed(names))
     try:
         port = importlib.import_module(package).PORT
     except Exception as error:  # whatever is wrong in a file that is being written
@@ -44,7 +40,7 @@ def find_port(name: str) -> Found:
     return Found(port, package)
 
 
-def package_of(port: Port) -> str:
+def home_of(port: Port) -> str:
     """The package that a port lies in: that of its config."""
     return port.config.__module__.rpartition(".")[0]
 

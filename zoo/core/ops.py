@@ -3,6 +3,7 @@
 Shapes use N batch, C channels, *S spatial axes; activations are channels-last, linear weights (outputs, inputs),
 convolution weights (outputs, *kernel, inputs / groups). Python numbers take the dtype of the tensor they meet.
 Every function raises ShapeError or DtypeError at the call, naming op, shapes, dtypes and device.
+Ops of weights stored as int8 or int4 are written in rounded.py, and offered here.
 """
 
 from __future__ import annotations
@@ -17,6 +18,14 @@ from zoo.core.dtype import float32, int32
 from zoo.core.errors import ShapeError
 from zoo.core.prims import TABLE as P
 from zoo.core.prims.infer import axes_tuple
+from zoo.core.rounded import dequantize as dequantize
+from zoo.core.rounded import qattention as qattention
+from zoo.core.rounded import qconv as qconv
+from zoo.core.rounded import qembedding as qembedding
+from zoo.core.rounded import qlinear as qlinear
+from zoo.core.rounded import qlinears as qlinears
+from zoo.core.rounded import qmatmul as qmatmul
+from zoo.core.rounded import quantize as quantize
 from zoo.core.tensor import Scalar, Tensor, bind
 from zoo.core.windows import Pad, each_axis, pairs
 
@@ -361,59 +370,6 @@ def _pool(name: str, x: Tensor, window: Any, stride: Any, padding: Pad) -> Tenso
 def upsample(x: Tensor, scale: int | Sequence[int]) -> Tensor:
     """Nearest neighbour: every pixel of x (N, *S, C) repeated `scale` times along each spatial axis."""
     return bind(P["upsample"], x, scale=each_axis(scale, x.ndim - 2, "scale"))
-
-
-# quantised weights
-
-
-def quantize(weight: Tensor, format: str) -> tuple[Tensor, Tensor]:
-    """weight (N, K) -> codes and scales; "int8" (a scale per output) or "int4" (per 32 inputs): prims/quant.py."""
-    return bind(P["quantize"], weight, format=format)
-
-
-def dequantize(q: Tensor, scale: Tensor, format: str, *, dtype: Any = float32) -> Tensor:
-    """The weight (N, K) that codes and scales stand for."""
-    return bind(P["dequantize"], q, scale, format=format, dtype=dtype_of(dtype))
-
-
-def qmatmul(x: Tensor, q: Tensor, scale: Tensor, format: str) -> Tensor:
-    """x (..., K) times the transpose of a quantised weight (N, K) -> (..., N)."""
-    return bind(P["qmatmul"], x, q, scale, format=format)
-
-
-def qlinear(
-    x: Tensor, q: Tensor, scale: Tensor, format: str, bias: Tensor | None = None, *, activation: str | None = None
-) -> Tensor:
-    """`linear` with a quantised weight."""
-    return bind(P["qlinear"], x, q, scale, bias, format=format, activation=activation)
-
-
-def qlinears(x: Tensor, weights: Sequence[tuple[Tensor, Tensor, Tensor | None]], format: str) -> tuple[Tensor, ...]:
-    """`qlinear` with several weights (codes, scales, bias): x is quantised once, and all are read in one go."""
-    return bind(P["qlinears"], x, *[part for weight in weights for part in weight], format=format)
-
-
-def qembedding(q: Tensor, scale: Tensor, ids: Tensor) -> Tensor:
-    """`embedding` of a table quantised to int8: codes q (V, D), scale (V,), ids (...) -> (..., D), float32."""
-    return bind(P["qembedding"], q, scale, ids)
-
-
-def qconv(
-    x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None = None, *, stride: int | Sequence[int] = 1,
-    padding: Pad = 0, dilation: int | Sequence[int] = 1, activation: str | None = None, residual: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """`conv` with a weight quantised to int8: codes q (O, *K, C) and a scale (O,) for each output. A backend may
-    quantise x on the fly, each tile of a picture to 127 steps of its largest number."""
-    rank = x.ndim - 2
-    return bind(
-        P["qconv"], x, q, scale, bias, residual, stride=each_axis(stride, rank, "stride"),
-        padding=pairs(padding, rank), dilation=each_axis(dilation, rank, "dilation"), activation=activation,
-    )  # fmt: skip
-
-
-def qattention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
-    """`attention` of every query to every key, of which a backend may round q, k, v and weights to 10 bits or more."""
-    return bind(P["qattention"], q, k, v, scale=scale)
 
 
 # what models are made of

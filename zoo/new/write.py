@@ -15,6 +15,7 @@ from zoo.new import fields, rows
 from zoo.new.classes import Skeleton, camel
 from zoo.new.source import Source
 from zoo.new.tree import Read, read
+from zoo.port import package_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 TEST = "test_parity.py"
@@ -32,7 +33,7 @@ def make(name: str, source: Source, out: Path, ref: str) -> Path:
     place = out / name
     if place.exists():
         raise ZooError(f"{place} is there already", "a port would be written over", "Choose another name or --out.")
-    package = package_of(place)
+    package = package_of(place)[0]
     files = contents(name, source, package, ref, place)
     tests = place.resolve().parents[1] / "tests" / name if package == f"zoo.{name}" else place
     out.mkdir(parents=True, exist_ok=True)
@@ -49,15 +50,6 @@ def make(name: str, source: Source, out: Path, ref: str) -> Path:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return place
-
-
-def package_of(place: Path) -> str:
-    """The name that a folder has for Python: with those above it that are packages."""
-    names, above = [place.name], place.resolve().parent
-    while (above / "__init__.py").exists():
-        names.append(above.name)
-        above = above.parent
-    return ".".join(reversed(names))
 
 
 def contents(name: str, source: Source, package: str, ref: str, place: Path) -> dict[str, str]:
