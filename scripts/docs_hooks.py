@@ -47,7 +47,11 @@ def rewritten(source: Path) -> str:
             return f"[{text}]({_relative(source, place.name)})"
         return f"{text} (`{place.relative_to(ROOT)}`)" if place.is_relative_to(ROOT) else text
 
-    return re.sub(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)", link, source.read_text(encoding="utf-8"))
+    return re.sub(
+        r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)",
+        link,
+        source.read_text(encoding="utf-8").replace("](../../docs/pictures/", "](../pictures/"),
+    )
 
 
 def _relative(source: Path, page: str) -> str:
