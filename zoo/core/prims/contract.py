@@ -1,7 +1,8 @@
 """Contractions: matmul, convolution, and pooling windows. Half precision is accumulated in float32.
 
 One convolution serves forward, both gradients, and transposed convolution (as in MLX): `input_dilation` puts zeros
-between input pixels, `flip` turns the kernel round.
+between input pixels, `flip` turns the kernel round. `conv_weight_grad` is a row of its own only so that a backend may
+have a kernel for it: as a convolution it has a kernel as large as the image, which suits few.
     y[n, p, o] = sum over k, c of  X[n, p*stride + k*dilation - lo, c] * w[o, k, c],    X = x with input_dilation - 1
 zeros between Shapes: x (N, *S, C), w (O, *K, C/groups), y (N, *S', O); any number of spatial axes; all settings one
 entry per axis.
@@ -122,19 +123,39 @@ def conv_vjp(
                       groups=groups, flip=not flip)  # fmt: skip
 
     def dw() -> Any:
-        """A convolution over the batch: channels are the batch, the batch the channels, g the kernel."""
-        N = x.shape[0]
-        xt = o.reshape(x, shape=(N, *x.shape[1:-1], groups, I))
-        xt = o.permute_dims(xt, axes=(rank + 2, *range(1, rank + 1), rank + 1, 0))
-        xt = o.reshape(xt, shape=(I, *x.shape[1:-1], groups * N))
-        gt = o.permute_dims(g, axes=(rank + 1, *range(1, rank + 1), 0))
-        pads = tuple((padding[a][0], reach[a] + g_spanned[a] - spanned[a] - padding[a][0]) for a in spatial)
-        d = o.conv(xt, gt, stride=dilation, padding=pads, dilation=stride, input_dilation=input_dilation, groups=groups,
-                   flip=False)  # fmt: skip
-        d = o.permute_dims(d, axes=(rank + 1, *range(1, rank + 1), 0))
-        return o.flip(d, axis=tuple(range(1, rank + 1))) if flip else d
+        return o.conv_weight_grad(x, g, kernel=tuple(w.shape[1:-1]), stride=stride, padding=padding, dilation=dilation,
+                                  input_dilation=input_dilation, groups=groups, flip=flip)  # fmt: skip
 
     return dx, dw
+
+
+def _conv_weight_grad_infer(x: Any, g: Any, *, kernel: Ints, groups: int, flip: bool, **settings: Any) -> Meta:
+    if groups < 1 or x.shape[-1] % groups:
+        raise ShapeError(f"the {x.shape[-1]} channels of x do not divide into {groups} groups")
+    w = Meta((g.shape[-1], *kernel, x.shape[-1] // groups), x.dtype)
+    infer.need_shape("g", g, conv_infer(x, w, groups=groups, flip=flip, **settings).shape)
+    infer.floats(g)
+    return w
+
+
+@composite(_conv_weight_grad_infer)
+def conv_weight_grad(o, x, g, *, kernel, stride, padding, dilation, input_dilation, groups, flip):
+    """Gradient of conv in its weight.  x (N, *S, C), g (N, *S', O) -> (O, *kernel, C/groups), dtype of x.
+
+    A convolution over the batch: channels are the batch, the batch the channels, g the kernel."""
+    rank, N, I = len(stride), x.shape[0], x.shape[-1] // groups
+    xt = o.reshape(x, shape=(N, *x.shape[1:-1], groups, I))
+    xt = o.permute_dims(xt, axes=(rank + 2, *range(1, rank + 1), rank + 1, 0))
+    xt = o.reshape(xt, shape=(I, *x.shape[1:-1], groups * N))
+    gt = o.permute_dims(g, axes=(rank + 1, *range(1, rank + 1), 0))
+    pads = []
+    for a, (n, m, k) in enumerate(zip(x.shape[1:-1], g.shape[1:-1], kernel, strict=True)):
+        spanned, g_spanned = (n - 1) * input_dilation[a] + 1, (m - 1) * stride[a] + 1
+        pads.append((padding[a][0], dilation[a] * (k - 1) + g_spanned - spanned - padding[a][0]))
+    d = o.conv(xt, gt, stride=dilation, padding=tuple(pads), dilation=stride, input_dilation=input_dilation,
+               groups=groups, flip=False)  # fmt: skip
+    d = o.permute_dims(d, axes=(rank + 1, *range(1, rank + 1), 0))
+    return o.flip(d, axis=tuple(range(1, rank + 1))) if flip else d
 
 
 def _window_infer(x: Any, *, window: Ints, stride: Ints, padding: Pairs) -> Meta:

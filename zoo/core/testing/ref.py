@@ -120,6 +120,26 @@ def conv(x: Array, w: Array, *, stride: Ints, padding: Any, dilation: Ints | Non
     return y
 
 
+def conv_weight_grad(x: Array, g: Array, *, kernel: Ints, stride: Ints, padding: Any, dilation: Ints,
+                     input_dilation: Ints, groups: int, flip: bool) -> Array:  # fmt: skip
+    """Every pixel of g meets the pixel of x that each tap of the kernel saw, one place and tap at a time."""
+    size, I, O = x.shape[1:-1], x.shape[-1] // groups, g.shape[-1] // groups
+    dw = np.zeros((g.shape[-1], *kernel, I))
+    for p in np.ndindex(g.shape[1:-1]):
+        for k in np.ndindex(kernel):
+            at = [a * s + b * d - lo for a, s, b, d, (lo, _) in zip(p, stride, k, dilation, padding, strict=True)]
+            if any(a % i or not 0 <= a // i < n for a, i, n in zip(at, input_dilation, size, strict=True)):
+                continue
+            pixel = tuple(a // i for a, i in zip(at, input_dilation, strict=True))
+            tap = tuple(n - 1 - b for n, b in zip(kernel, k, strict=True)) if flip else k
+            for part in range(groups):
+                values, slopes = x[(slice(None), *pixel)], g[(slice(None), *p)]
+                dw[(slice(part * O, (part + 1) * O), *tap)] += np.einsum(
+                    "no,nc->oc", slopes[:, part * O : (part + 1) * O], values[:, part * I : (part + 1) * I]
+                )
+    return dw
+
+
 def conv_transpose(
     x: Array, w: Array, *, stride: Ints, padding: Any, dilation: Ints, output_padding: Ints, groups: int = 1
 ) -> Array:

@@ -18,6 +18,7 @@ CASES: tuple[Case, ...] = (
 ELSEWHERE = {
     "slice": "x[...]",
     "conv_bias_act": "ops.conv with a bias, a residual or an activation",
+    "conv_weight_grad": "no face: the gradient of conv in its weight",
     "window_max": "ops.max_pool",
     "window_sum": "ops.avg_pool",
     "window_max_grad": "no face: the gradient of window_max",

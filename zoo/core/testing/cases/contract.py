@@ -9,6 +9,7 @@ import numpy as np
 from zoo.core import ops
 from zoo.core.dtype import FLOATS, bfloat16, float16, float32, int32
 from zoo.core.prims import TABLE
+from zoo.core.prims.contract import conv_shape
 from zoo.core.tensor import bind
 from zoo.core.testing import ref
 from zoo.core.testing.case import Case
@@ -102,6 +103,33 @@ CONV = [
          lambda x, w: np.full((1, 1, 1, 1), 3000.0), EXACT, second=False, nan=False),
     Case("conv[bfloat16 weight]", ops.conv, lambda r: (r.f(1, 5, 5, 3), r.f(2, 3, 3, 3, dtype=bfloat16)),
          lambda x, w: ref.conv(x, w, stride=(1, 1), padding=((0, 0), (0, 0))), CONVOLUTION),
+]  # fmt: skip
+
+
+def _weight_grad(label: str, x: Shape, w: Shape, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+                 input_dilation: Any = 1, groups: int = 1, flip: bool = False) -> Case:  # fmt: skip
+    rank, size, kernel = len(x) - 2, x[1:-1], w[1:-1]
+    each = [v if isinstance(v, tuple) else (v,) * rank for v in (stride, dilation, input_dilation)]
+    settings: dict[str, Any] = {"stride": each[0], "dilation": each[1], "input_dilation": each[2]}
+    settings |= {"padding": ops.pairs(padding, rank), "groups": groups}
+    out = conv_shape((1, *size, x[-1]), w, **settings)[1:]
+    settings |= {"kernel": kernel, "flip": flip}
+    return Case(f"conv_weight_grad[{label}]", lambda a, g: bind(TABLE["conv_weight_grad"], a, g, **settings),
+                lambda r: (r.f(*x), r.f(x[0], *out)), lambda a, g: ref.conv_weight_grad(a, g, **settings), CONVOLUTION,
+                nan=False)  # fmt: skip
+
+
+# a NaN meets the zeros that lie between and around pixels in some kernels, and not in others: it is not compared
+WEIGHT_GRAD = [
+    _weight_grad("1-D, stride, pad", (3, 9, 2), (3, 4, 2), stride=2, padding=((1, 2),)),
+    _weight_grad("2-D", (2, 5, 6, 3), (4, 3, 2, 3)),
+    _weight_grad("2-D, 1x1", (2, 4, 3, 5), (6, 1, 1, 5)),
+    _weight_grad("2-D, stride, uneven padding", (2, 7, 8, 8), (9, 3, 3, 8), stride=(2, 3), padding=((0, 2), (3, 1))),
+    _weight_grad("2-D, depthwise", (2, 6, 5, 6), (6, 3, 3, 1), groups=6, padding=1),
+    _weight_grad("2-D, all at once", (2, 5, 4, 4), (6, 3, 2, 2), stride=(2, 1), padding=((2, 1), (0, 3)),
+                 dilation=(1, 2), input_dilation=(3, 2), groups=2, flip=True),
+    _weight_grad("3-D", (1, 4, 3, 4, 2), (3, 2, 2, 3, 2), padding=((0, 1), (1, 0), (1, 1)), stride=(1, 2, 1)),
+    _weight_grad("empty batch", (0, 5, 5, 2), (3, 3, 3, 2)),
 ]  # fmt: skip
 
 
@@ -227,4 +255,4 @@ GRADIENT_OF_POOL = [
     ),
 ]
 
-CASES: list[Case] = [*MATMUL, *CONV, *TRANSPOSED, *FUSED, *POOL, *GRADIENT_OF_POOL]
+CASES: list[Case] = [*MATMUL, *CONV, *WEIGHT_GRAD, *TRANSPOSED, *FUSED, *POOL, *GRADIENT_OF_POOL]
