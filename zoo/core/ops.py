@@ -286,6 +286,13 @@ def update_slice(x: Tensor, update: Tensor, start: Sequence[int], *, donate: boo
     return bind(P["update_slice"], x, update, start=tuple(start), donate=donate)
 
 
+def update_rows(x: Tensor, update: Tensor, positions: Tensor, *, donate: bool = False) -> Tensor:
+    """x (B, S, ...) with update (B, L, ...) written at positions (B,), integers: y[b, positions[b] + l] = update[b, l].
+    As update_slice, with a place that is a value and not a setting, as the end of a text in a cache is. Rows that would
+    lie outside x are not written."""
+    return bind(P["update_rows"], x, update, positions, donate=donate)
+
+
 def topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest along the last axis, falling, and their places (int32); of equals the first."""
     return bind(P["topk"], x, k=k)
@@ -423,14 +430,15 @@ def batch_norm_train(
     return bind(P["batch_norm_train"], x, weight, bias, eps=eps)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, causal: bool = False,
-              scale: float | None = None) -> Tensor:  # fmt: skip
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, lengths: Tensor | None = None, *,
+              causal: bool = False, scale: float | None = None) -> Tensor:  # fmt: skip
     """softmax(scale q k^T + bias) v by head.
 
     q (B, L, H, D), k and v (B, S, H_kv, D), bias broadcastable to (B, H, L, S) -> (B, L, H, D). H is a multiple of
-    H_kv. causal: query l sees keys up to l + S - L. A query that sees nothing gives zeros. (Vaswani et al. 2017.)
+    H_kv. lengths (B,), integers: how many of the S keys there are yet; those beyond do not count, whatever they hold.
+    causal: query l sees keys up to l + length - L. A query that sees nothing gives zeros. (Vaswani et al. 2017.)
     """
-    return bind(P["attention"], q, k, v, bias, causal=causal, scale=scale)
+    return bind(P["attention"], q, k, v, bias, lengths, causal=causal, scale=scale)
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:

@@ -6,7 +6,7 @@ elementwise  neg abs sign exp log sqrt rsqrt sin cos tanh erf sigmoid floor roun
              logical_and logical_or where cast
 reduce       sum max min argmax argmin cumsum             composites: mean var any all logsumexp
 view         reshape permute_dims expand slice pad flip concat
-index        take gather scatter_add update_slice topk    composite: sort
+index        take gather scatter_add update_slice topk    composites: update_rows sort
 contract     matmul conv window_max window_sum            composites: conv_weight_grad window_max_grad
 quant        quantize dequantize qmatmul                  composites: qlinear qlinears qembedding qconv
 nn           linear conv_bias_act softmax log_softmax cross_entropy gelu gelu_tanh quick_gelu swiglu

@@ -13,7 +13,9 @@ from zoo.core.prims import infer
 from zoo.core.prims.view import sum_to
 
 
-def _attention_infer(q: Any, k: Any, v: Any, bias: Any, *, causal: bool, scale: float | None) -> Meta:
+def _attention_infer(
+    q: Any, k: Any, v: Any, bias: Any, lengths: Any = None, *, causal: bool, scale: float | None
+) -> Meta:
     infer.floats(q, k, v, bias)
     for name, t in (("q", q), ("k", k), ("v", v)):
         infer.need_ndim(name, t, 4, "(batch, length, heads, head_dim)")
@@ -26,6 +28,9 @@ def _attention_infer(q: Any, k: Any, v: Any, bias: Any, *, causal: bool, scale: 
         scores = (B, H, L, k.shape[1])
         if infer.broadcast([bias.shape, scores]) != scores:
             raise ShapeError(f"bias is {tuple(bias.shape)}; it must broadcast to (B, H, L, S) = {scores}")
+    if lengths is not None:
+        infer.integers(lengths)
+        infer.need_shape("lengths", lengths, (B,))
     return Meta((B, L, H, v.shape[3]), q.dtype)
 
 
@@ -43,16 +48,19 @@ def _from_key_head(o: Any, x: Any, like: Any) -> Any:
     return o.cast(o.reshape(x, shape=(B, L, H, D)), dtype=like.dtype)
 
 
-def _attention_weights(o: Any, qh: Any, kh: Any, bias: Any, causal: bool, shape: tuple[int, ...]) -> Any:
-    """softmax(qh kh^T + bias) by key head; shape (B, H, L, S) is that of the scores."""
+def _attention_weights(o: Any, qh: Any, kh: Any, bias: Any, lengths: Any, causal: bool, shape: tuple[int, ...]) -> Any:
+    """softmax(qh kh^T + bias) by key head; shape (B, H, L, S) is that of the scores, lengths (B, 1, 1, 1)."""
     L, S = shape[2:]
     scores = o.reshape(o.matmul(qh, kh, transpose_b=True), shape=shape)
     if bias is not None:
         scores = o.add(scores, o.cast(bias, dtype=qh.dtype))
-    if causal:
+    if causal or lengths is not None:
         row = o.iota(shape=(L, S), axis=0, dtype=int32)
         column = o.iota(shape=(L, S), axis=1, dtype=int32)
-        scores = o.where(o.less_equal(column, o.add(row, S - L)), scores, float("-inf"))
+        last = o.add(row, S - L) if lengths is None else o.sub(lengths, 1)  # key that a query sees
+        if causal and lengths is not None:
+            last = o.add(row, o.sub(lengths, L))
+        scores = o.where(o.less_equal(column, last), scores, float("-inf"))
     peak = o.max(scores, axis=-1, keepdims=True)
     blind = o.equal(peak, float("-inf"))  # a row that sees nothing: exp(-inf - 0) = 0 everywhere
     weights = o.exp(o.sub(scores, o.where(blind, 0.0, peak)))
@@ -68,7 +76,7 @@ def _attention_slopes(
     shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
     qh, kh, vh, gh = (_by_key_head(o, x, dtype, heads) for x in (q, k, v, g))
     qh = o.mul(qh, 1 / math.sqrt(D) if scale is None else scale)
-    weights = _attention_weights(o, qh, kh, bias, causal, shape)
+    weights = _attention_weights(o, qh, kh, bias, None, causal, shape)
     inner = o.matmul(gh, vh, transpose_b=True)
     mean = o.sum(o.mul(weights, inner), axis=-1, keepdims=True)
     return o.mul(weights, o.sub(inner, mean)), weights, qh, kh, gh
@@ -91,9 +99,9 @@ def attention_grad(o, g, q, k, v, bias, *, causal=False, scale=None):
 
 
 def _attention_vjp(
-    o: Any, g: Any, q: Any, k: Any, v: Any, bias: Any, y: Any, *, causal: bool, scale: float | None
+    o: Any, g: Any, q: Any, k: Any, v: Any, bias: Any, lengths: Any, y: Any, *, causal: bool, scale: float | None
 ) -> Any:
-    if 0 in q.shape or 0 in k.shape or 0 in v.shape:
+    if 0 in q.shape or 0 in k.shape or 0 in v.shape or lengths is not None:
         return NotImplemented
 
     @functools.cache
@@ -104,16 +112,17 @@ def _attention_vjp(
         slopes = _attention_slopes(o, g, q, k, v, bias, causal, scale)[0]
         return sum_to(o, o.reshape(slopes, shape=(q.shape[0], q.shape[2], q.shape[1], k.shape[1])), bias.shape)
 
-    return lambda: gradients()[0], lambda: gradients()[1], lambda: gradients()[2], in_bias
+    return lambda: gradients()[0], lambda: gradients()[1], lambda: gradients()[2], in_bias, None
 
 
 @composite(_attention_infer, vjp=_attention_vjp, keep="x")
-def attention(o, q, k, v, bias, *, causal=False, scale=None):
+def attention(o, q, k, v, bias, lengths=None, *, causal=False, scale=None):
     """softmax(scale * q k^T + bias) v by head, in float32 (Vaswani et al. 2017; grouped heads: Ainslie et al. 2023).
 
     q (B, L, H, D), k (B, S, H_kv, D), v (B, S, H_kv, Dv), bias broadcastable to (B, H, L, S) -> (B, L, H, Dv). scale:
-    1/sqrt(D) if None. causal: query l sees keys up to l + S - L, that is, the last query sees all. A query that sees
-    no key (all of its bias -inf, or causal with L > S) gives zeros, not NaN.
+    1/sqrt(D) if None. lengths (B,), integers up to S: keys from there on do not count, whatever they hold; S if None.
+    causal: query l sees keys up to l + length - L, that is, the last query sees all. A query that sees no key (all of
+    its bias -inf, or causal with L > length) gives zeros, not NaN.
     """
     (B, L, H, D), S = q.shape, k.shape[1]
     dtype = compute_dtype(q.dtype)
@@ -121,7 +130,11 @@ def attention(o, q, k, v, bias, *, causal=False, scale=None):
         return o.full(shape=(B, L, H, v.shape[3]), value=0, dtype=q.dtype)
     qh, kh, vh = (_by_key_head(o, x, dtype, k.shape[2]) for x in (q, k, v))
     qh = o.mul(qh, 1 / math.sqrt(D) if scale is None else scale)
-    weights = _attention_weights(o, qh, kh, bias, causal, (B, H, L, S))
+    if lengths is not None:
+        lengths = o.reshape(o.cast(lengths, dtype=int32), shape=(B, 1, 1, 1))
+        there = o.less(o.iota(shape=(S, 1), axis=0, dtype=int32), lengths)  # (B, 1, S, 1)
+        kh, vh = o.where(there, kh, 0.0), o.where(there, vh, 0.0)
+    weights = _attention_weights(o, qh, kh, bias, lengths, causal, (B, H, L, S))
     return _from_key_head(o, o.matmul(weights, vh), q)
 
 
@@ -132,7 +145,7 @@ def _qattention_infer(q: Any, k: Any, v: Any, *, scale: float | None) -> Meta:
 @composite(_qattention_infer)
 def qattention(o, q, k, v, *, scale=None):
     """Attention of which a backend may round queries, keys, values and weights."""
-    return o.attention(q, k, v, None, causal=False, scale=scale)
+    return o.attention(q, k, v, None, None, causal=False, scale=scale)
 
 
 def _rope_infer(x: Any, cos: Any, sin: Any, *, interleaved: bool) -> Meta:

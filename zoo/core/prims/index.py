@@ -104,6 +104,34 @@ INDEX = [
 ]  # fmt: skip
 
 
+def _update_rows_infer(x: Any, update: Any, positions: Any, *, donate: bool) -> Meta:
+    infer.same_dtype(x, update)
+    infer.integers(positions)
+    if len(x.shape) < 2:
+        raise ShapeError(f"x is {tuple(x.shape)}; (B, S, ...) was expected")
+    wanted = (x.shape[0], *update.shape[1:2], *x.shape[2:])
+    infer.need_shape("update", update, wanted, "As x (B, S, ...), with another number of rows S.")
+    infer.need_shape("positions", positions, x.shape[:1])
+    return Meta(tuple(x.shape), x.dtype)
+
+
+@composite(_update_rows_infer)
+def update_rows(o, x, update, positions, *, donate=False):
+    """x (B, S, ...) with update[b, l] as its row positions[b] + l; what would lie outside x is left out. donate=True
+    allows the kernel to write into x's own memory."""
+    (B, S), L = x.shape[:2], update.shape[1]
+    if 0 in update.shape or S == 0:
+        return x
+    row = o.iota(shape=(B, S), axis=1, dtype=int32)
+    at = o.sub(row, o.reshape(o.cast(positions, dtype=int32), shape=(B, 1)))  # the row of `update` that comes here
+    there = o.logical_and(o.greater_equal(at, 0), o.less(at, L))
+    text = o.iota(shape=(B, S), axis=0, dtype=int32)
+    flat = o.reshape(update, shape=(B * L, *update.shape[2:]))
+    rows = o.take(flat, o.add(o.mul(text, L), o.where(there, at, 0)))  # (B, S, ...)
+    there = o.expand(o.reshape(there, shape=(B, S, *(1,) * len(x.shape[2:]))), shape=tuple(x.shape))
+    return o.where(there, rows, x)
+
+
 def _sort_infer(x: Any, *, descending: bool) -> Meta:
     infer.axis_index(-1, len(x.shape))
     return Meta(tuple(x.shape), x.dtype)

@@ -237,9 +237,18 @@ def affine(x: Array, weight: Array | None, bias: Array | None) -> Array:
     return x if bias is None else x + bias
 
 
+def update_rows(x: Array, update: Array, positions: Array) -> Array:
+    y = x.copy()
+    for b, l in np.ndindex(update.shape[:2]):
+        if 0 <= positions[b] + l < x.shape[1]:
+            y[b, positions[b] + l] = update[b, l]
+    return y
+
+
 def attention(
-    q: Array, k: Array, v: Array, bias: Array | None, causal: bool = False, scale: float | None = None
-) -> Array:
+    q: Array, k: Array, v: Array, bias: Array | None, causal: bool = False, scale: float | None = None,
+    lengths: Array | None = None,
+) -> Array:  # fmt: skip
     """Query by query: the keys it may see, their weights, the weighted mean of the values; zeros if it sees none."""
     B, L, H, D = q.shape
     S, shared = k.shape[1], H // k.shape[2]
@@ -247,7 +256,8 @@ def attention(
     y = np.zeros((B, L, H, v.shape[3]))
     added = np.zeros((B, H, L, S)) if bias is None else np.broadcast_to(bias, (B, H, L, S))
     for b, l, h in np.ndindex(B, L, H):
-        seen = [s for s in range(S) if added[b, h, l, s] != -np.inf and (not causal or s <= l + S - L)]
+        length = S if lengths is None else int(lengths[b])
+        seen = [s for s in range(length) if added[b, h, l, s] != -np.inf and (not causal or s <= l + length - L)]
         if seen:
             scores = [scale * float(q[b, l, h] @ k[b, s, h // shared]) + added[b, h, l, s] for s in seen]
             for weight, s in zip(softmax(np.array(scores)), seen, strict=True):

@@ -40,6 +40,17 @@ def update_slice(b: Any, x: Any, update: Any, *, start: Any, donate: bool) -> An
     return y
 
 
+def update_rows(b: Any, x: Any, update: Any, positions: Any, *, donate: bool) -> Any:
+    if b.xp.__name__ != "numpy":
+        return NotImplemented  # positions would have to come from the device first
+    y, L = x if donate else x.copy(), update.shape[1]
+    for row, new, at in zip(y, update, positions.tolist(), strict=True):
+        first, last = max(at, 0), min(at + L, len(row))
+        if first < last:
+            row[first:last] = new[first - at : last - at]
+    return y
+
+
 def topk(b: Any, x: Any, *, k: int) -> Any:
     """By a stable sort of the negated values, so that of equal values the first comes first, and NaN last."""
     wide = x.astype(float32) if x.dtype in HALVES else x
@@ -48,4 +59,7 @@ def topk(b: Any, x: Any, *, k: int) -> Any:
     return b.xp.take_along_axis(x, order, axis=-1), order.astype(int32)
 
 
-KERNELS = {"take": take, "gather": gather, "scatter_add": scatter_add, "update_slice": update_slice, "topk": topk}
+KERNELS = {
+    "take": take, "gather": gather, "scatter_add": scatter_add, "update_slice": update_slice,
+    "update_rows": update_rows, "topk": topk,
+}  # fmt: skip

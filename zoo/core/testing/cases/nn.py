@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -199,6 +200,19 @@ def _attention(
                 lambda q, k, v, b: ref.attention(q, k, v, b, **settings), tol, **rest)  # fmt: skip
 
 
+def _attention_of(label: str, q: Any, kv: Any, lengths: Sequence[int], bias: Any = None, **settings: Any) -> Case:
+    """With fewer keys than there is room for: what is behind them says nothing."""
+
+    def args(r: Any) -> tuple[Any, ...]:
+        return r.f(*q), r.f(*kv), r.f(*kv), bias(r) if bias else None, np.array(lengths, np.int32)
+
+    def reference(q: Any, k: Any, v: Any, b: Any, n: Any) -> Any:
+        return ref.attention(q, k, v, b, **settings, lengths=n)
+
+    name = f"attention[lengths, {label}]"
+    return Case(name, lambda *args: ops.attention(*args, **settings), args, reference, ATTENTION, nan=False)
+
+
 def _padding_mask(r: Any) -> np.ndarray:
     """(B, 1, 1, S): the first sequence sees 3 of 5 keys, the second none."""
     mask = np.zeros((2, 1, 1, 5))
@@ -225,6 +239,11 @@ ATTENTIONS = [
         "[masked, one row sees nothing]", (2, 3, 2, 4), (2, 5, 2, 4), bias=_padding_mask, grad=(0, 1, 2), **HIDDEN
     ),
     _attention("[long, over tiles]", (1, 70, 2, 8), (1, 133, 1, 8), causal=True, **HIDDEN),
+    _attention_of("one query", (2, 1, 4, 4), (2, 9, 2, 4), (4, 4), causal=True),
+    _attention_of("of their own", (3, 2, 2, 4), (3, 8, 2, 4), (3, 8, 0), causal=True),
+    _attention_of("not causal", (2, 3, 4, 4), (2, 7, 2, 4), (5, 2)),
+    _attention_of("long", (2, 20, 2, 8), (2, 133, 1, 8), (131, 20), causal=True),
+    _attention_of("bias", (2, 3, 2, 4), (2, 7, 2, 4), (5, 3), lambda r: r.f(2, 1, 1, 7), causal=True),
     _attention("[empty queries]", (1, 0, 2, 4), (1, 5, 2, 4), tol=EXACT),
     _attention("[empty keys]", (1, 3, 2, 4), (1, 0, 2, 4), tol=EXACT, grad=False),
     _attention("[empty batch]", (0, 3, 2, 4), (0, 5, 2, 4), tol=EXACT),

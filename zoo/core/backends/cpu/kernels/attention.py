@@ -12,7 +12,8 @@ from zoo.core.backends.cpu.memory import empty
 from zoo.core.stats import count
 
 
-def attention(b: Any, q: Any, k: Any, v: Any, bias: Any, *, causal: bool, scale: float | None) -> Any:
+def attention(b: Any, q: Any, k: Any, v: Any, bias: Any, lengths: Any = None, *, causal: bool,
+              scale: float | None) -> Any:  # fmt: skip
     if q.dtype not in WEIGHTS or 0 in q.shape or 0 in v.shape:
         return NotImplemented
     if k.dtype is not v.dtype or k.dtype not in WEIGHTS:
@@ -21,7 +22,7 @@ def attention(b: Any, q: Any, k: Any, v: Any, bias: Any, *, causal: bool, scale:
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
     b.native.attention(
         _heads(q), _heads(k), _heads(v), bits(out), _bias(bias, q, k), causal, scale, WEIGHTS[q.dtype],
-        WEIGHTS[k.dtype],
+        WEIGHTS[k.dtype], None if lengths is None else np.ascontiguousarray(lengths, np.int32),
     )  # fmt: skip
     count("cpu.attention")
     return out

@@ -47,7 +47,7 @@ bool fits(const A& out, i64 B, i64 L, i64 H, i64 D) {
 }
 
 void attention(nb::handle q_, nb::handle k_, nb::handle v_, nb::handle out_, nb::handle bias_, bool causal, float scale,
-               int q_storage, int kv_storage) {
+               int q_storage, int kv_storage, nb::handle lengths_) {
     check(q_storage >= F32 && q_storage <= F16 && kv_storage >= F32 && kv_storage <= F16, "unknown storage");
     const HeadsArray q(q_, "q", q_storage), k(k_, "k", kv_storage), v(v_, "v", kv_storage);
     const Array bias(bias_, "bias");
@@ -59,6 +59,9 @@ void attention(nb::handle q_, nb::handle k_, nb::handle v_, nb::handle out_, nb:
     if (a.B * a.L * a.H * a.Dv == 0) return;
     a.y = q_storage == F32 ? static_cast<void*>(wide.data) : half.data;
     a.causal = causal, a.scale = scale;
+    const ArrayOf<int32_t> lengths(lengths_, "lengths");
+    if (lengths) check(lengths.nd == 1 && lengths.shape[0] == a.B && lengths.contiguous(), "lengths must be contiguous, one for each text");
+    a.lengths = lengths.data;
     run(kernels().attention->attention, a);
 }
 
@@ -97,8 +100,9 @@ void attention_gradient(nb::handle g_, nb::handle q_, nb::handle k_, nb::handle 
 void bind_attention(nb::module_& m) {
     m.def("attention", attention, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"), nb::arg("bias").none() = nb::none(),
           nb::arg("causal") = false, nb::arg("scale") = 1.0f, nb::arg("q_storage") = 0, nb::arg("kv_storage") = 0,
+          nb::arg("lengths").none() = nb::none(),
           "q (B, L, H, D), k (B, S, H_kv, D), v (B, S, H_kv, Dv), bias (B, H, L, S) -> out (B, L, H, Dv), stored as q. "
-          "storage: 0 float32, 1 bfloat16, 2 float16 (these two as uint16).");
+          "storage: 0 float32, 1 bfloat16, 2 float16 (these two as uint16). lengths (B,), int32: how many of the S keys count.");
     m.def("quant_attention", quant_attention, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"), nb::arg("scale"),
           "The same in integers of 16 bits; as many key heads as query heads. False if q, k or v held NaN or infinity.");
     m.def("attention_gradient", attention_gradient, nb::arg("g"), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("dq"), nb::arg("dk"),

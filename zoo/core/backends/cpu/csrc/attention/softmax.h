@@ -100,4 +100,6 @@ INLINE const float* bias_row(const Attention& a, i64 b, i64 l, i64 head, i64 key
 // Keys that query l may see.
 INLINE i64 keys_seen(const Attention& a, i64 l) { return a.causal ? at_most(a.S, at_least(0, l + 1 + a.S - a.L)) : a.S; }
 
+INLINE i64 size_of(int storage) { return storage == F32 ? 4 : 2; }
+
 INLINE i64 whole(i64 n) { return divide_up(n, W) * W; }

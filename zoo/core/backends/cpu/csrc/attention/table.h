@@ -18,7 +18,8 @@ struct Attention {
     void* y;            // (B, L, H, Dv), contiguous, stored as q
     const float* bias;  // null: none
     i64 bias_stride[4];  // over (B, H, L, S); 0 where it is the same along an axis
-    bool causal;         // query l sees the keys up to l + S - L
+    const int32_t* lengths;  // [B]: keys there are, at most S; null: S
+    bool causal;         // query l sees the keys up to l + S - L, or l + length - L
     float scale;
 };
 
