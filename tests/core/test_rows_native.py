@@ -59,6 +59,7 @@ def test_every_tail(cpu, rng, n):
     for name in ("relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh"):
         check(cpu, "activation_grad", x, g, activation=name)
     check(cpu, "swiglu", x, g)
+    check(cpu, "geglu", np.hstack([x, g]))
     check(cpu, "swiglu_grad", x, g, g * x)
     for name in ("softmax", "log_softmax"):
         check(cpu, name, x, axis=-1)
@@ -197,6 +198,7 @@ def test_half_precision_is_rounded_once(cpu, rng, dtype):
     for name, args, attrs in [
         ("gelu", (x,), {}), ("silu", (x,), {}), ("softmax", (x,), {"axis": -1}), ("log_softmax", (x,), {"axis": 1}),
         ("rms_norm", (x, w), {"eps": 1e-5}), ("layer_norm", (x, w, w), {"eps": 1e-5}), ("swiglu", (x, x[::-1]), {}),
+        ("geglu", (np.hstack([x, x[::-1]]),), {}),
     ]:  # fmt: skip
         found, expected = bind(cpu, name, *args, **attrs), bind(REFERENCE, name, *args, **attrs)
         assert found.dtype == dtype

@@ -400,6 +400,11 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return bind(P["swiglu"], gate, up)
 
 
+def geglu(x: Tensor) -> Tensor:
+    """h * gelu(gate), where h and gate are the halves of the last axis (Shazeer 2020).  x (..., 2 N) -> (..., N)."""
+    return bind(P["geglu"], x)
+
+
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-5) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32 (Zhang & Sennrich 2019, eq. 4)."""
     return bind(P["rms_norm"], x, weight, eps=eps)

@@ -9,7 +9,7 @@ view         reshape permute_dims expand slice pad flip concat
 index        take gather scatter_add update_slice topk    composites: update_rows sort
 contract     matmul conv window_max window_sum            composites: conv_weight_grad window_max_grad
 quant        quantize dequantize qmatmul                  composites: qlinear qlinears qembedding qconv
-nn           linear conv_bias_act softmax log_softmax cross_entropy gelu gelu_tanh quick_gelu swiglu
+nn           linear conv_bias_act softmax log_softmax cross_entropy gelu gelu_tanh quick_gelu swiglu geglu
              embedding upsample dropout adamw_step activation_grad swiglu_grad softmax_grad log_softmax_grad
              cross_entropy_grad
 attention    attention attention_grad qattention rope

@@ -98,6 +98,22 @@ def swiglu(o, gate, up):
     return o.mul(o.silu(gate), up)
 
 
+def _geglu_infer(x: Any) -> Meta:
+    infer.floats(x)
+    if not x.shape or x.shape[-1] % 2:
+        raise ShapeError(f"the last axis of {tuple(x.shape)} has no two halves")
+    return Meta((*x.shape[:-1], x.shape[-1] // 2), x.dtype)
+
+
+@composite(_geglu_infer)
+def geglu(o, x):
+    """h * gelu(gate), where h and gate are the halves of the last axis (Shazeer 2020)."""
+    n, zeros, ones = x.shape[-1] // 2, (0,) * len(x.shape), (1,) * len(x.shape)
+    h = o.slice(x, start=zeros, stop=(*x.shape[:-1], n), step=ones)
+    gate = o.slice(x, start=(*zeros[1:], n), stop=tuple(x.shape), step=ones)
+    return o.mul(h, o.gelu(gate))
+
+
 def _swiglu_grad_infer(gate: Any, up: Any, g: Any) -> tuple[Meta, Meta]:
     infer.need_shape("g", g, gate.shape)
     return _swiglu_infer(gate, up), _swiglu_infer(gate, up)

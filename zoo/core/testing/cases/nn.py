@@ -47,6 +47,9 @@ ACTIVATIONS = [
     "quick_gelu")], Case("swiglu", ops.swiglu, lambda r: (r.f(3, 9), r.f(3, 9)), lambda a, b:
     ref.ACTIVATIONS["silu"](a) * b,
          HALVES_TWICE),
+    Case("geglu", ops.geglu, lambda r: (r.f(3, 18),), lambda x: x[..., :9] * ref.ACTIVATIONS["gelu"](x[..., 9:]),
+         HALVES_TWICE),
+    Case("geglu[empty]", ops.geglu, lambda r: (r.f(0, 18),), lambda x: x[..., :9], EXACT),
     Case("swiglu[empty]", ops.swiglu, lambda r: (r.f(0, 9), r.f(0, 9)), lambda a, b: a, EXACT),
 ]  # fmt: skip
 

@@ -111,6 +111,14 @@ def swiglu(b: Any, gate: Any, up: Any) -> Any:
     return y
 
 
+def geglu(b: Any, x: Any) -> Any:
+    if not _stored(x):
+        return NotImplemented
+    y = empty((*x.shape[:-1], x.shape[-1] // 2), x.dtype)
+    _run(b, "geglu", _rows(y), y.dtype, (_words(x),), (y,), (), (x.size,))
+    return y
+
+
 def swiglu_grad(b: Any, gate: Any, up: Any, g: Any) -> Any:
     if not _stored(gate, up, g):
         return NotImplemented
@@ -393,7 +401,8 @@ KERNELS: Kernels = {
     **{name: _unary(name) for name in UNARY},
     **{name: _binary(name) for name in BINARY},
     **{name: _along_rows(name) for name in ("softmax", "softmax_grad", "log_softmax", "log_softmax_grad")},
-    "activation_grad": activation_grad, "swiglu": swiglu, "swiglu_grad": swiglu_grad, "where": where, "cast": cast,
+    "activation_grad": activation_grad, "swiglu": swiglu, "swiglu_grad": swiglu_grad, "geglu": geglu, "where": where,
+    "cast": cast,
     **{name: _random(name) for name in ("uniform", "normal")},
     "adamw_step": adamw_step, "dropout": _widened(dropout, 0), "logsumexp": _widened(logsumexp, 0), "topk": topk,
     "cross_entropy": _widened(cross_entropy, None), "cross_entropy_grad": _widened(cross_entropy_grad, 0), "rope": rope,

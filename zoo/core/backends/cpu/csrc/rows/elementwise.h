@@ -85,6 +85,21 @@ void swiglu(const Rows& r) {
     });
 }
 
+// Both factors are halves of one row, as a product leaves them.
+void geglu(const Rows& r) {
+    by_storage(r.storage, [&](auto s) {
+        typedef decltype(s) S;
+        each_row(r, [&](i64 row) {
+            const auto x = input<S>(r, 0) + row * 2 * r.columns;
+            const auto y = output<S>(r, 0) + row * r.columns;
+            each_vector(0, r.columns, [&](i64 j, i64 n, int) INLINE_LAMBDA {
+                const vf gate = activate(S::load_first(x + r.columns + j, n), GELU);
+                S::store_first(y + j, S::load_first(x + j, n) * S::rounded(gate), n);
+            });
+        });
+    });
+}
+
 void swiglu_grad(const Rows& r) {
     by_storage(r.storage, [&](auto s) {
         typedef decltype(s) S;

@@ -13,6 +13,7 @@ namespace zoo {
     X(activation_grad, "ee>e")          /* value, g; k: activation */                                                    \
     X(swiglu, "ee>e")                   /* gate, up */                                                                   \
     X(swiglu_grad, "eee>ee")            /* gate, up, g -> of gate, of up */                                              \
+    X(geglu, "h>e")                     /* rows of twice the columns; k: how many values */                              \
     X(binary, "eh?>e")                  /* x: the second, if a number; k: its length, function, second comes first */    \
     X(where, "bf?f?>f")                 /* x: the numbers for absent branches */                                         \
     X(widen, "e>f")                                                                                                      \
