@@ -29,7 +29,7 @@ def _cpu() -> Any:
 def _cuda(index: int) -> Any:
     from zoo.core.backends.cuda import CudaBackend
 
-    return CudaBackend(index)
+    return CudaBackend.on(index)
 
 
 def device(name: Any = None) -> Any:

@@ -40,12 +40,24 @@ def native_ops() -> set[str]:
     return set(KERNELS)
 
 
+def cuda_ops() -> set[str]:
+    """The ops for which the cuda device has kernels of its own."""
+    from zoo.core.backends.cuda.kernels import KERNELS
+
+    return set(KERNELS)
+
+
 @contextmanager
 def opened(name: str) -> Iterator[Any]:
     kind, _, isa = name.partition(":")
     if name == "fusion":
         with recording_all() as fusion:
             yield fusion
+        return
+    if name.startswith("cuda:emulated"):
+        from zoo.core.testing.emulator import emulated
+
+        yield emulated(int(name.removeprefix("cuda:emulated") or 90))
         return
     if kind != "cpu":
         yield device_of(name)

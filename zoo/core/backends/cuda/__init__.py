@@ -1,56 +1,82 @@
-"""The cuda backend: the reference kernels over CuPy arrays, so that every op runs on a GPU; replaced kernel by
-kernel."""
+"""The cuda backend: own kernels (cu/, compiled by NVRTC when first asked for) over CuPy arrays; where there is none, or
+it declines, the reference's array code over CuPy; else the op's body.
+
+All that it knows of CUDA is its driver (driver.py). ZOO_OFF="rms_norm,add" leaves those ops to the array code.
+"""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
 
-from zoo.core.backends.numpy import ArrayBackend
-from zoo.core.errors import DeviceError
+from zoo.core.backends.cuda.driver import CupyDriver, Driver
+from zoo.core.backends.cuda.errors import explained, named
+from zoo.core.backends.cuda.kernels import KERNELS
+from zoo.core.backends.numpy import ArrayBackend, Kernel
+from zoo.core.errors import ZooError
 
 
-def _cupy(index: int) -> Any:
-    """CuPy, with GPU `index` found to be there.  Raises DeviceError in the user's words."""
-    name = "cuda" if index == 0 else f"cuda:{index}"
-    try:
-        import cupy
-    except ImportError as e:
-        raise DeviceError(
-            f"device {name!r} cannot be used",
-            f"CuPy is not installed ({e})",
-            "pip install cupy-cuda12x, or use --device cpu",
-        ) from None
-    try:
-        found = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as e:
-        raise DeviceError(
-            f"device {name!r} cannot be used", f"CUDA finds no GPU: {e}", "Check `nvidia-smi`, or use --device cpu"
-        ) from None
-    if index >= found:
-        raise DeviceError(f"device {name!r} cannot be used", f"this machine has {found} GPU(s), numbered from 0")
-    return cupy
+def _either(kernel: Kernel, other: Kernel | None) -> Kernel:
+    """The first kernel, and where it declines the other one; without another, declining leads to the op's body."""
+    if other is None:
+        return kernel
+
+    def run(b: Any, *args: Any, **attrs: Any) -> Any:
+        out = kernel(b, *args, **attrs)
+        return other(b, *args, **attrs) if out is NotImplemented else out
+
+    return run
 
 
 class CudaBackend(ArrayBackend):
-    """Handles are cupy.ndarray on GPU `index`."""
+    """Handles are arrays of driver.xp: cupy.ndarray on one GPU."""
 
-    def __init__(self, index: int = 0):
-        super().__init__("cuda" if index == 0 else f"cuda:{index}", _cupy(index))
-        self.index = index
+    def __init__(self, driver: Driver, name: str = "cuda"):
+        super().__init__(name, driver.xp)
+        self.driver = driver
+        off = {n for n in os.environ.get("ZOO_OFF", "").replace(" ", "").split(",") if n}
+        for op, kernel in KERNELS.items():
+            if op not in off:
+                self.kernels[op] = _either(kernel, self.kernels.get(op))
+
+    @classmethod
+    def on(cls, index: int) -> CudaBackend:
+        """GPU `index` of this machine.  Raises DeviceError."""
+        return cls(CupyDriver(index), named(index))
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """What the program shows beside the name of the device."""
+        return (f"sm_{self.driver.arch}",)
 
     def bind(self, prim: Any, args: Any, attrs: Any) -> Any:
-        with self.xp.cuda.Device(self.index):
-            return super().bind(prim, args, attrs)
+        try:
+            with self.driver.current():
+                return super().bind(prim, args, attrs)
+        except ZooError:
+            raise
+        except Exception as e:
+            raise explained(e, self.name) from e
 
     def from_host(self, array: np.ndarray) -> Any:
-        with self.xp.cuda.Device(self.index):
-            return self.xp.asarray(array)
+        known = np.dtype(array.dtype.type)
+        if array.dtype is not known and array.dtype == known:  # a copy of it, as pickle makes: kernels compare by `is`
+            array = array.view(known)
+        try:
+            return self.driver.upload(array)
+        except Exception as e:
+            raise explained(e, self.name) from e
 
     def to_host(self, handle: Any) -> np.ndarray:
-        return self.xp.asnumpy(handle)
+        try:
+            return self.driver.to_host(handle)
+        except Exception as e:
+            raise explained(e, self.name) from e
 
     def sync(self) -> None:
-        with self.xp.cuda.Device(self.index):
-            self.xp.cuda.get_current_stream().synchronize()
+        try:
+            self.driver.synchronize()
+        except Exception as e:
+            raise explained(e, self.name) from e

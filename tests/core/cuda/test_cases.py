@@ -1,0 +1,76 @@
+"""The op table's cases on an emulated GPU: every op for which the cuda device has a kernel. Leaner than on cpu, since
+each dtype and each way of lying in memory is another kernel to compile: what is left out is printed (`pytest -rs`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from zoo.core.dtype import bfloat16, bool_, float16, float32, int8, int32, is_float
+from zoo.core.prim import Kind
+from zoo.core.prims import TABLE
+from zoo.core.testing import check
+from zoo.core.testing.case import Case
+from zoo.core.testing.cases import CASES
+from zoo.core.testing.devices import cuda_ops, opened
+
+COMPUTED = [c for c in CASES if c.op in cuda_ops()]
+# Elementwise ops are one kernel text with another formula: these show every dtype, the others the ones that differ in
+# how they calculate (float32, a half precision, whole numbers).
+EVERY_DTYPE = {"add", "cast", "remainder", "where", "less", "maximum"}
+
+
+def dtypes_of(case: Case) -> list[np.dtype]:
+    if TABLE[case.op].kind is not Kind.ELEMENTWISE:
+        return [d for d in case.dtypes if d.name != "float64"] or list(case.dtypes)
+    if case.op in EVERY_DTYPE:
+        return list(case.dtypes)
+    return [d for d in case.dtypes if d in (float32, bfloat16, int32, bool_)]
+
+
+VALUES = [(c, d) for c in COMPUTED for d in dtypes_of(c)]
+LEFT_OUT = sorted({f"{c.op} in {d.name}" for c in COMPUTED for d in c.dtypes if d not in dtypes_of(c)})
+
+
+@pytest.fixture(scope="module")
+def device() -> Any:
+    with opened("cuda:emulated") as found:
+        yield found
+
+
+def rows(pairs: Any) -> list[Any]:
+    return [pytest.param(c, d, id=f"{c}-{d.name}") for c, d in pairs]
+
+
+@pytest.mark.parametrize("case, dtype", rows(VALUES))
+def test_value(device: Any, case: Case, dtype: np.dtype) -> None:
+    check.value(case, device, dtype)
+
+
+@pytest.mark.parametrize("case, dtype", rows((c, c.main_dtype) for c in COMPUTED if not c.source))
+def test_layouts(device: Any, case: Case, dtype: np.dtype) -> None:
+    check.layouts(case, device, dtype)
+
+
+@pytest.mark.parametrize(
+    "case, dtype", rows((c, c.main_dtype) for c in COMPUTED if c.nan and not c.source and is_float(c.main_dtype))
+)
+def test_not_a_number(device: Any, case: Case, dtype: np.dtype) -> None:
+    check.not_a_number(case, device, dtype)
+
+
+def test_what_is_left_out() -> None:
+    """Half of the dtypes at least are run, each of them somewhere."""
+    assert {d for _, d in VALUES} >= {float32, float16, bfloat16, int32, int8, bool_}
+    pytest.skip(f"{len(VALUES)} values checked; not run on the emulated GPU: {', '.join(LEFT_OUT)}")
+
+
+def test_kernels_ran(device: Any) -> None:
+    """The table went through kernels, not past them."""
+    from zoo.core.stats import stats
+
+    before = stats()
+    device.ops.add(device.from_host(np.ones(3, np.float32)), device.from_host(np.ones(3, np.float32)))
+    assert stats()["cuda.add"] == before.get("cuda.add", 0) + 1

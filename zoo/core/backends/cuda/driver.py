@@ -1,0 +1,196 @@
+"""What the cuda backend needs of CUDA: arrays, kernels, streams, graphs, memory. `CupyDriver` has it of CuPy; the tests
+have another one of the same face, which runs the kernels on the processor (zoo/core/testing/emulator)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+
+from zoo.core.backends.cuda.errors import explained, opened
+from zoo.core.backends.cuda.source import Constant, defined, expanded
+from zoo.core.errors import DeviceError
+
+Kernel = Callable[..., None]
+CHUNK = 16 << 20  # bytes of one of the two page-locked buffers through which weights go to the GPU
+DIRECT = 1 << 20  # fewer bytes are copied at once
+STATIC_SHARED = 48 << 10  # bytes that a block has without asking for more
+NULL = np.uint64(0)
+
+
+class Driver:
+    """xp: the array module. arch: 75 for sm_75. shared_limit: bytes of shared memory that one block may use."""
+
+    def __init__(self, xp: Any, arch: int, multiprocessors: int, shared_limit: int):
+        self.xp, self.arch, self.multiprocessors, self.shared_limit = xp, arch, multiprocessors, shared_limit
+        self._kernels: dict[tuple[Any, ...], Any] = {}
+
+    def kernel(self, file: str, name: str, **constants: Constant) -> Kernel:
+        """The kernel `name` of cu/`file`, compiled with these constants as #define lines before the text; ARCH is
+        always one of them. Called with (grid, block, *arguments, shared=bytes): arguments are arrays (their address),
+        None (a null pointer) and numpy scalars, which go by value as what they are: np.int32(n) for an `int n`."""
+        key = (file, name, *constants.items())
+        found = self._kernels.get(key)
+        if found is None:
+            found = self._kernels[key] = self._compile(file, name, constants)
+        return found
+
+    def _compile(self, file: str, name: str, constants: dict[str, Constant]) -> Kernel:
+        raise NotImplementedError
+
+    def address(self, array: Any) -> int:
+        """Where its first value lies."""
+        raise NotImplementedError
+
+    def aligned(self, *arrays: Any, to: int = 16) -> bool:
+        """Whether each of them begins on a multiple of `to` bytes: new arrays do, views may not."""
+        return all(a is None or self.address(a) % to == 0 for a in arrays)
+
+    def current(self) -> AbstractContextManager[Any]:
+        """Within it, this GPU and its stream are the ones that are used."""
+        raise NotImplementedError
+
+    def upload(self, array: np.ndarray) -> Any:
+        raise NotImplementedError
+
+    def to_host(self, array: Any) -> np.ndarray:
+        raise NotImplementedError
+
+    def synchronize(self) -> None:
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Gives memory that no array uses back to the GPU."""
+        raise NotImplementedError
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that are free, and bytes there are."""
+        raise NotImplementedError
+
+    def capture(self) -> AbstractContextManager[Any]:
+        """What is launched within it is recorded instead, into an object whose launch() does it all at once."""
+        raise NotImplementedError
+
+
+class CupyDriver(Driver):
+    """GPU `index` by CuPy, with one stream for all work and one for copies to the GPU.  Raises DeviceError."""
+
+    def __init__(self, index: int = 0):
+        cupy = opened(index)
+        self.index, self.device = index, cupy.cuda.Device(index)
+        with self.device:
+            attributes = self.device.attributes
+            super().__init__(
+                cupy, int(self.device.compute_capability), attributes["MultiProcessorCount"],
+                attributes["MaxSharedMemoryPerBlockOptin"],
+            )  # fmt: skip
+            self.stream, self.copies = cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream(non_blocking=True)
+        self._staging: list[Any] = []
+
+    def _compile(self, file: str, name: str, constants: dict[str, Constant]) -> Kernel:
+        text = f"#define ARCH {self.arch}\n{defined(constants)}{expanded(file)}"
+        return CupyKernel(_module(self.xp, self.index, text).get_function(name))
+
+    def address(self, array: Any) -> int:
+        return array.data.ptr
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        with self.device, self.stream:
+            yield
+
+    def upload(self, array: np.ndarray) -> Any:
+        """From the host's memory, a mapped file's too: through two page-locked buffers in turn, so that one is filled
+        while the other travels. Work that comes later on this device waits for it; the caller does not wait for the
+        last two pieces."""
+        cupy = self.xp
+        with self.device, self.stream:
+            if array.nbytes < DIRECT:
+                return cupy.asarray(array)
+            array = np.ascontiguousarray(array)
+            out = cupy.empty(array.shape, array.dtype)
+            began = cupy.cuda.Event()
+            began.record(self.stream)  # memory that `out` took over may still be in use by what came before
+            self.copies.wait_event(began)
+            source, target = array.reshape(-1).view(np.uint8), out.reshape(-1).view(np.uint8)
+            for at in range(0, source.size, CHUNK):
+                piece = source[at : at + CHUNK]
+                buffer, sent = self._buffer(at // CHUNK % 2)
+                sent.synchronize()
+                buffer[: piece.size] = piece
+                target[at : at + piece.size].set(buffer[: piece.size], stream=self.copies)
+                sent.record(self.copies)
+            self.stream.wait_event(sent)
+        return out
+
+    def _buffer(self, which: int) -> tuple[np.ndarray, Any]:
+        """A page-locked buffer, and the event of its latest copy."""
+        while len(self._staging) < 2:
+            memory = self.xp.cuda.alloc_pinned_memory(CHUNK)
+            self._staging.append((np.frombuffer(memory, np.uint8, CHUNK), self.xp.cuda.Event(disable_timing=True)))
+        return self._staging[which]
+
+    def to_host(self, array: Any) -> np.ndarray:
+        with self.device:
+            return self.xp.asnumpy(array, stream=self.stream)
+
+    def synchronize(self) -> None:
+        self.stream.synchronize()
+
+    def release(self) -> None:
+        with self.device:
+            self._staging.clear()
+            self.xp.get_default_memory_pool().free_all_blocks()
+            self.xp.get_default_pinned_memory_pool().free_all_blocks()
+
+    def limit(self, size: int) -> None:
+        """No more than so many bytes of this GPU from now on; 0 for all of it."""
+        with self.device:
+            self.xp.get_default_memory_pool().set_limit(size=size)
+
+    def memory(self) -> tuple[int, int]:
+        with self.device:
+            return self.xp.cuda.runtime.memGetInfo()
+
+    @contextmanager
+    def capture(self) -> Iterator[CupyGraph]:
+        """Within it memory may be taken only from what the pool has; nothing may wait for the GPU."""
+        graph = CupyGraph(self)
+        with self.current():
+            self.stream.begin_capture(self.xp.cuda.runtime.streamCaptureModeThreadLocal)
+            try:
+                yield graph
+            finally:
+                graph.made = self.stream.end_capture()
+
+
+class CupyGraph:
+    def __init__(self, driver: CupyDriver):
+        self.driver, self.made = driver, None
+
+    def launch(self) -> None:
+        if self.made is None:
+            raise DeviceError("a CUDA graph was launched before its capture ended")
+        with self.driver.current():
+            self.made.launch(self.driver.stream)
+
+
+class CupyKernel:
+    def __init__(self, function: Any):
+        self.function, self.most = function, STATIC_SHARED
+
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], *args: Any, shared: int = 0) -> None:
+        if shared > self.most:
+            self.function.max_dynamic_shared_size_bytes = self.most = shared
+        self.function(grid, block, tuple([NULL if a is None else a for a in args]), shared_mem=shared)
+
+
+@functools.cache
+def _module(cupy: Any, index: int, text: str) -> Any:
+    try:
+        return cupy.RawModule(code=text, options=("-std=c++17",))
+    except Exception as e:
+        raise explained(e, f"cuda:{index}") from e

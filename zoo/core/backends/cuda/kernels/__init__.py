@@ -1,0 +1,14 @@
+"""Ops on CUDA arrays by own kernels, a file for each one of cu/.
+ Each kernel takes the backend first, and declines with NotImplemented what it does not do (other dtypes, odd settings):
+the array code takes over. `infer` has checked the shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from zoo.core.backends.cuda.kernels import elementwise
+
+KERNELS: dict[str, Callable[..., Any]] = {
+    **elementwise.KERNELS,
+}
