@@ -55,9 +55,10 @@ class TestMeasuring:
         monkeypatch.setattr("zoo.bench.machine.LONG", 0.001)
         code, out, _ = zoo("roof", "--json")
         ceilings = json.loads(out)["ceilings"]
-        assert code == 0 and set(ceilings) == {"fma", "int8", "read", "copy"}
-        assert all(rate > 0 for kind, rate in ceilings.items() if kind != "int8")
+        assert code == 0 and set(ceilings) == {"fma", "int8", "bf16", "read", "copy"}
+        assert all(rate > 0 for kind, rate in ceilings.items() if kind not in ("int8", "bf16"))
         assert (ceilings["int8"] > 0) == ("avx512vnni" in device("cpu").native.features())
+        assert (ceilings["bf16"] > 0) == ("avx512bf16" in device("cpu").native.features())
 
     def test_text_saved_and_taken_up_again(self, zoo, tmp_path):
         save, chart = tmp_path / "bench.json", tmp_path / "bench.svg"

@@ -45,7 +45,7 @@ class Variants(Mapping[str, Run]):
         return len(self._builders)
 
 
-ROOFS = {"fma": "GFLOP/s", "int8": "GOP/s", "read": "GB/s", "copy": "GB/s"}
+ROOFS = {"fma": "GFLOP/s", "int8": "GOP/s", "bf16": "GFLOP/s", "read": "GB/s", "copy": "GB/s"}
 """What a case may be limited by, as `machine` measures it, and its unit."""
 
 

@@ -45,6 +45,9 @@ def _products() -> Iterator[Case]:
     for format in ("f32", "bf16", "f16", "int8"):
         for n, k in VECTOR_SHAPES:
             yield _linear(f"{format} M=1 {n}x{k}", format, 1, n, k, roof="read", cold=True)
+    for m, n, k in (*SHAPES, (256, 5632, 2048)):
+        yield _linear(f"bf16 {m}x{n}x{k}", "bf16", m, n, k, roof="bf16", cold=False)
+    yield _linear("bf16 M=128 11008x4096", "bf16", 128, 11008, 4096, roof="bf16", cold=True)
     for m, n, k in SHAPES:
         yield _linear(f"int8 {m}x{n}x{k}", "int8", m, n, k, roof="int8", cold=False)
     yield _linear("int8 M=256 11008x4096", "int8", 256, 11008, 4096, roof="int8", cold=True)

@@ -68,6 +68,7 @@ class Session:
         with Runner(self.machine, peers=self.peers, seconds=self.seconds) as runner:
             self.machine.look("fma")
             self.machine.look("int8")
+            self.machine.look("bf16")
             for number, case in enumerate(cases):
                 if not self._measured(case):
                     watch(number, case)

@@ -13,7 +13,8 @@ from zoo.cli.console import Console, Stopwatch, columns, print_json
 from zoo.core.errors import ZooError
 
 WHAT = {"fma": "float32 multiply-add in registers", "int8": "int8 dot products in registers",
-        "read": "reading memory", "copy": "copying memory, read + written"}  # fmt: skip
+        "bf16": "bfloat16 dot products in registers", "read": "reading memory",
+        "copy": "copying memory, read + written"}  # fmt: skip
 WIDTHS = {"case": 38, "unit": 8, "of roof": 7, "ratio": 11}
 
 

@@ -106,6 +106,7 @@ LIBRARY = ulp(4, "array libraries and GPUs compute transcendental functions to 1
 # evenly spread): 3e-8 of the result for float16 (m = 10), 2e-6 for bfloat16 (m = 7). The limits are 7 times that: few
 # values, unevenly spread. A sum of K terms in float32 is off by up to K * 2^-24, usually sqrt(K) * 2^-24; K is below
 # 1000 here, so 4e-12 at worst, 4e-15 typically.
+# Where weights are bfloat16, a layer may round x to it too: twice the 2e-6, and within the same limit.
 CONTRACTION = nmse(1e-12, 2.5e-7, 1.5e-5, 1e-28, "a sum of products in float32, rounded once")
 ACTIVATED = nmse(
     1e-12, 2.5e-7, 1.5e-5, 1e-28, "a sum of products, and an activation whose tail cancels below 0.1", floor=0.1

@@ -4,10 +4,11 @@ Handles are numpy arrays, so views are free, and a kernel may decline what it do
 kernels are C++ (csrc/), compiled once per instruction set and chosen when the library is loaded.
 
 Environment, read once: ZOO_ISA forces an instruction set, ZOO_THREADS a number of threads (else one for each physical
-core that this process may use), ZOO_OFF="matmul,conv" leaves those ops to numpy ("winograd" is no op: it switches off
-Winograd's algorithm for convolutions), ZOO_WINOGRAD_MB limits the memory in which its transformed weights are kept (a
-quarter of the machine's; 0 keeps none), ZOO_TUNE=1 measures which algorithm is fastest for each new shape and remembers
-it in the user's cache, ZOO_TUNE=0 does not even follow what is remembered (kernels/tune.py).
+core that this process may use), ZOO_OFF="matmul,conv" leaves those ops to numpy ("winograd" and "bf16" are no ops: they
+switch off Winograd's algorithm for convolutions, and that a layer with bfloat16 weights rounds its input to bfloat16),
+ZOO_WINOGRAD_MB limits the memory in which Winograd's transformed weights are kept (a quarter of the machine's; 0 keeps
+none), ZOO_TUNE=1 measures which algorithm is fastest for each new shape and remembers it in the user's cache,
+ZOO_TUNE=0 does not even follow what is remembered (kernels/tune.py).
 """
 
 from __future__ import annotations
@@ -96,6 +97,11 @@ class CpuBackend(NumpyBackend):
         return self.native.isa()
 
     @property
+    def pairs(self) -> bool:
+        """Are inputs of layers with bfloat16 weights rounded to bfloat16, and multiplied in pairs?"""
+        return self.native.pairs() and "bf16" not in self.off
+
+    @property
     def details(self) -> tuple[str, ...]:
         """What the program shows beside the name of the device."""
         n = self.native.threads()
@@ -126,7 +132,7 @@ class CpuBackend(NumpyBackend):
                 "Products read it from there.",
                 what="a weight is not packed",
             )
-        packed = pack(self.native, weight, "linear" if kind == "scale" else kind, groups)
+        packed = pack(self.native, weight, "linear" if kind == "scale" else kind, groups, self.pairs)
         let_go(weight)  # a mapped checkpoint would else be in memory twice
         return packed
 

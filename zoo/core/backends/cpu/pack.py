@@ -1,5 +1,6 @@
 """Weights rearranged once for the micro-kernel that reads them, so that it streams through memory: [N/NR][K][NR]; int8
-as [N/NR][K/4][NR][4], + 128; int4 as [N/NR][K/32][4][NR][4] (csrc/quant/table.h).
+as [N/NR][K/4][NR][4], + 128; int4 as [N/NR][K/32][4][NR][4] (csrc/quant/table.h); bfloat16, where the processor
+multiplies it in pairs, as [N/NR][K/2][NR][2].
 
 Packing costs about as much as a product with a few dozen rows, so it pays where the weight stays, as in a model that
 runs. A packed weight stands wherever a weight does; an op that cannot use it gets the unpacked array back.
@@ -22,8 +23,8 @@ uint16 = np.dtype(np.uint16)
 @dataclass(frozen=True, eq=False)
 class Packed:
     """A weight, (N, K) for "linear" or (O, *kernel, C / groups) for "conv" (of integers: "int8", "int4"), packed for
-    the instruction set `isa`, whose micro-kernel has `columns` columns. Immutable; `shape` and `dtype` are those of the
-    weight."""
+    the instruction set `isa`, whose micro-kernel has `columns` columns; of bfloat16 maybe in pairs, which a float32
+    buffer holds. Immutable; `shape` and `dtype` are those of the weight."""
 
     shape: tuple[int, ...]
     layout: str
@@ -32,6 +33,7 @@ class Packed:
     buffer: np.ndarray = field(repr=False)
     groups: int = 1
     dtype: np.dtype = float32
+    pairs: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -51,8 +53,9 @@ class Packed:
             chunks = panels.reshape(-1, depth // 16, 4, self.columns, 4).transpose(0, 3, 1, 2, 4)
             codes = np.stack([chunks & 15, chunks >> 4], axis=3).reshape(-1, depth * 2)[:outputs]
             return codes[:, 0::2] | codes[:, 1::2] << 4
-        rows = panels.reshape(self.groups, -1, depth, self.columns).transpose(0, 1, 3, 2)
-        rows = rows.reshape(self.groups, -1, depth)[:, :outputs]
+        steps = depth // 2 if self.pairs else depth
+        rows = panels.reshape(self.groups, -1, steps, self.columns).transpose(0, 1, 3, 2)
+        rows = rows.reshape(self.groups, -1, steps)[:, :outputs]
         return np.ascontiguousarray(rows).view(self.dtype).reshape(self.shape)
 
 
@@ -61,8 +64,9 @@ FLOATS: dict[Any, Any] = {float32: (float32, 1), bfloat16: (uint16, 1), float16:
 STORED = {"linear": {**FLOATS, int8: (uint8, 4), uint8: (uint8, 16)}, "conv": {**FLOATS, int8: (uint8, 4)}}
 
 
-def pack(native: Any, weight: np.ndarray, kind: str, groups: int = 1) -> Packed:
-    """Packs a weight for the instruction set in use.  Raises OpError for another dtype, shape or kind."""
+def pack(native: Any, weight: np.ndarray, kind: str, groups: int = 1, pairs: bool = False) -> Packed:
+    """Packs a weight for the instruction set in use; pairs: of bfloat16 whose last axis is even, as pairs.  Raises
+    OpError for another dtype, shape or kind."""
     ranks = {"linear": (2,), "conv": (3, 4)}.get(kind, ())
     stored, unit = STORED.get(kind, {}).get(weight.dtype, (None, 1))
     known = stored is not None and weight.ndim in ranks and 0 not in weight.shape
@@ -76,7 +80,11 @@ def pack(native: Any, weight: np.ndarray, kind: str, groups: int = 1) -> Packed:
             "depthwise; int8 so too, in one group; pairs of int4 (uint8, N, K / 2 in 16s) as 'linear'.",
             what=f"cannot pack a weight as {kind!r}",
         )
+    shape, dtype = weight.shape, weight.dtype
     weight = np.ascontiguousarray(weight)
+    pairs = pairs and dtype == bfloat16 and shape[-1] % 2 == 0
+    if pairs:
+        weight, stored = np.require(weight.view(float32), requirements="A"), float32
     columns = native.tile()[1]
     panels, depth = groups * -(-(weight.shape[0] // groups) // columns), prod(weight.shape[1:])
     buffer = aligned(panels * columns * (-(-depth // unit) * unit), stored)
@@ -90,7 +98,7 @@ def pack(native: Any, weight: np.ndarray, kind: str, groups: int = 1) -> Packed:
     else:
         native.pack_conv(as_2d(weight.view(stored)), buffer, groups, weight=int(stored == uint16))
     buffer.flags.writeable = False
-    return Packed(weight.shape, layout, native.isa(), columns, buffer, groups, weight.dtype)
+    return Packed(shape, layout, native.isa(), columns, buffer, groups, dtype, pairs)
 
 
 def aligned(size: int, dtype: np.dtype) -> np.ndarray:

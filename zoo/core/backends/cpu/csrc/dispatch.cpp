@@ -29,6 +29,14 @@ static constexpr KernelTable with_vnni(KernelTable t) {
     return t;
 }
 static constexpr KernelTable table_avx512vnni = with_vnni(table_avx512);
+// float products and convolutions know dot products of bfloat16
+extern const GemmKernels gemm_avx512bf16;
+extern const ConvKernels conv_avx512bf16;
+static constexpr KernelTable with_bf16(KernelTable t) {
+    t.isa = "avx512bf16", t.gemm = &gemm_avx512bf16, t.conv = &conv_avx512bf16;
+    return t;
+}
+static constexpr KernelTable table_avx512bf16 = with_bf16(table_avx512vnni);
 #elif defined(__aarch64__)
 DECLARE(neon)
 #else
@@ -69,6 +77,7 @@ const std::vector<const KernelTable*>& tables() {  // worst first
         if (cpu().avx2) t.push_back(&table_avx2);
         if (cpu().avx512) t.push_back(&table_avx512);
         if (cpu().vnni) t.push_back(&table_avx512vnni);
+        if (cpu().vnni && cpu().bf16) t.push_back(&table_avx512bf16);
 #elif defined(__aarch64__)
         t.push_back(&table_neon);
 #else

@@ -138,6 +138,29 @@ INLINE void store_first(f16* p, vf v, i64 n) {
 #endif
 }
 INLINE vf load(const bf16* p) { return load_first(p, W); }
+
+// Two bf16 numbers that follow each other along K: one step of a product by vdpbf16ps, moved about as if they were a float.
+struct pair {
+    uint32_t bits;
+};
+template <class T>
+constexpr int NUMBERS = 1;  // in one step along K
+template <>
+constexpr int NUMBERS<pair> = 2;
+INLINE vf load(const pair* p) { return load(reinterpret_cast<const float*>(p)); }
+INLINE vf load_first(const pair* p, i64 n) { return load_first(reinterpret_cast<const float*>(p), n); }
+INLINE vf load_bits(const pair* p, i64 n) { return load_first(p, n); }
+INLINE void store_bits(pair* p, vf bits, i64 n) { store_first(reinterpret_cast<float*>(p), bits, n); }
+
+// sum + x * y, where y is W steps stored as T, and x is as many or one for all.
+template <class T, class X>
+INLINE vf multiply_add(vf sum, X x, vf y) {
+#if defined(ZOO_AVX512BF16)
+    if constexpr (NUMBERS<T> == 2 && sizeof(X) == 4) return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(x), (__m512bh)y);
+    else if constexpr (NUMBERS<T> == 2) return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
+#endif
+    return sum + x * y;
+}
 INLINE vf load(const f16* p) {  // straight from memory where the instruction does that
 #if defined(ZOO_AVX512)
     return (vf)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));

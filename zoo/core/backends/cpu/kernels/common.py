@@ -15,6 +15,7 @@ Kernels = dict[str, Callable[..., Any]]
 F32 = np.dtype(np.float32)
 # what weights and activations may be stored in, as numbered in csrc/gemm/table.h
 WEIGHTS = {F32: 0, bfloat16: 1, float16: 2}
+BF16_PAIRS = 3
 # as numbered in csrc/common.h
 ACTIVATIONS = (None, "relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh")
 CODES = {name: code for code, name in enumerate(ACTIVATIONS)}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from zoo.core.backends.cpu.kernels import tune, winograd
-from zoo.core.backends.cpu.kernels.common import CODES, F32, WEIGHTS, Kernels, contiguous, usable
+from zoo.core.backends.cpu.kernels.common import BF16_PAIRS, CODES, F32, WEIGHTS, Kernels, contiguous, usable
 from zoo.core.backends.cpu.memory import empty
 from zoo.core.backends.cpu.pack import Packed, as_2d
 from zoo.core.dtype import HALVES
@@ -94,7 +94,7 @@ def _conv(b: Any, x: Any, w: Any, bias: Any, residual: Any, stride: Any, padding
     if packed and (flip or not w.fits(b.isa, "conv", groups)):
         return NotImplemented
     stride, pad, dilation = _two_axes(stride, padding, dilation)
-    weight_shape, weight, stored = (-1, 0, 0, 0), as_2d(w) if not packed else w.buffer, WEIGHTS[w.dtype]
+    weight_shape, weight, stored = (-1, 0, 0, 0), as_2d(w) if not packed else w.buffer, _stored(w)
     if packed:
         weight_shape = w.shape if rank == 2 else (w.shape[0], 1, *w.shape[1:])
         count("cpu.packed_weight")
@@ -116,6 +116,11 @@ def _conv(b: Any, x: Any, w: Any, bias: Any, residual: Any, stride: Any, padding
     return out
 
 
+def _stored(w: Any) -> int:
+    """What the kernels are told that w holds."""
+    return BF16_PAIRS if type(w) is Packed and w.pairs else WEIGHTS[w.dtype]
+
+
 def _tile(b: Any, x: np.ndarray, w: Any, out: np.ndarray, pad: Any, flip: bool) -> int:
     """Which algorithm: 0 for the direct one, else the tile of Winograd's."""
     packed, kept = type(w) is Packed, dict.fromkeys((winograd.DIRECT, *winograd.TILES), winograd.MADE)
@@ -128,7 +133,7 @@ def _tile(b: Any, x: np.ndarray, w: Any, out: np.ndarray, pad: Any, flip: bool) 
 
         def candidates() -> dict[int, Any]:
             def run(tile: int) -> Any:
-                weight, stored, source = w.buffer if packed else w, WEIGHTS[w.dtype], kept[tile]
+                weight, stored, source = w.buffer if packed else w, _stored(w), kept[tile]
                 if packed and tile and source == winograd.KEPT:
                     weight, stored = b.forms.make(w, tile), WEIGHTS[F32]
                 given, fused = w.shape if packed else (-1, 0, 0, 0), source == winograd.FUSED

@@ -1,4 +1,9 @@
-"""Products of matrices: float32, or half precision, which the micro-kernel widens on the right and we on the left."""
+"""Products of matrices: float32, or half precision, which the micro-kernel widens on the right and we on the left.
+
+Where the instruction set multiplies bfloat16 in pairs, a layer whose weight is bfloat16 has its input rounded to
+bfloat16 too, as it is in a network that runs in bfloat16 as a whole; sums and results stay float32. A pair needs an
+even number of inputs. Elsewhere, and with ZOO_OFF=bf16, weights are widened and the input is not rounded.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from zoo.core.backends.cpu.kernels.common import (
+    BF16_PAIRS,
     CODES,
     F32,
     WEIGHTS,
@@ -19,9 +25,10 @@ from zoo.core.backends.cpu.kernels.common import (
 )
 from zoo.core.backends.cpu.memory import empty
 from zoo.core.backends.cpu.pack import Packed
+from zoo.core.dtype import bfloat16
 from zoo.core.stats import count
 
-COUNTERS = ("cpu.gemm_f32", "cpu.gemm_bf16", "cpu.gemm_f16")  # in the order of WEIGHTS
+COUNTERS = ("cpu.gemm_f32", "cpu.gemm_bf16", "cpu.gemm_f16", "cpu.gemm_bf16_pairs")  # as numbered in csrc/gemm/table.h
 
 
 def matmul(b: Any, x: Any, y: Any, *, transpose_a: bool, transpose_b: bool) -> Any:
@@ -51,6 +58,15 @@ def matmul(b: Any, x: Any, y: Any, *, transpose_a: bool, transpose_b: bool) -> A
     return out if dtype is F32 else b.ops.cast(out, dtype=dtype)
 
 
+def as_pairs(w: np.ndarray) -> np.ndarray | None:
+    """A bfloat16 matrix (N, K) as float32 (N, K / 2), each of them two numbers; None where they do not lie so."""
+    rows, step = w.strides
+    if w.shape[1] % 2 or step != 2 or rows % 4:
+        return None
+    pairs = w.view(F32)
+    return pairs if pairs.flags.aligned else None
+
+
 def linear(b: Any, x: Any, w: Any, bias: Any, *, activation: str | None) -> Any:
     kind = WEIGHTS.get(w.dtype)
     if kind is None or x.dtype not in WEIGHTS or activation not in CODES:
@@ -62,8 +78,12 @@ def linear(b: Any, x: Any, w: Any, bias: Any, *, activation: str | None) -> Any:
     if type(w) is not Packed:
         if not w.flags.aligned:
             return NotImplemented
-        b.native.gemm(flat, bits(w).T, out, bias, None, CODES[activation], weight=kind)
+        pairs = as_pairs(w) if kind == WEIGHTS[bfloat16] and b.pairs else None
+        if pairs is not None:
+            kind = BF16_PAIRS
+        b.native.gemm(flat, (bits(w) if pairs is None else pairs).T, out, bias, None, CODES[activation], weight=kind)
     elif w.fits(b.isa, "linear"):
+        kind = BF16_PAIRS if w.pairs else kind
         b.native.gemm(flat, w.buffer, out, bias, None, CODES[activation], columns, kind)
         count("cpu.packed_weight")
     else:

@@ -29,7 +29,8 @@ void set_winograd(Conv& c, int tile) {
 void conv(nb::handle x_, nb::handle w_, nb::handle out_, nb::handle bias, nb::handle residual, int activation, Pair stride, Pair pad,
           Pair dilation, i64 groups, bool flip, std::array<i64, 4> packed_shape, int winograd, int weight, bool fused) {
     check(weight >= F32 && weight < WEIGHTS, "unknown kind of weight");
-    const bool half = weight != F32;
+    const bool half = weight == BF16 || weight == F16, pairs = weight == BF16_PAIRS;
+    check(!pairs || kernels().gemm->pairs, "this instruction set has no dot products of bfloat16");
     const Array x(x_, "x"), w(half ? nb::handle(Py_None) : w_, "w"), out(out_, "out", true);
     const ArrayOf<uint16_t> w16(half ? w_ : nb::handle(Py_None), "w");
     check(x && (w || w16) && out && x.nd == 4 && out.nd == 4 && out.contiguous(), "x and out need four axes, and out must be contiguous");
@@ -52,14 +53,16 @@ void conv(nb::handle x_, nb::handle w_, nb::handle out_, nb::handle bias, nb::ha
         check(x.stride[3] == 1 || x.shape[3] == 1, "Winograd's algorithm reads contiguous channels");
         for (int i : {0, 1}) check(stride[i] == 1 && dilation[i] == 1, "Winograd's algorithm has no stride and no dilation");
     }
+    check(packed || !pairs, "pairs must be packed");
     if (packed) {
         const auto fits = [&](const auto& w) {
-            const bool form = w.nd == 1 && w.contiguous() && !half && w.shape[0] == packed_conv_size(c);
+            const bool form = w.nd == 1 && w.contiguous() && weight == F32 && w.shape[0] == packed_conv_size(c);
             c.taps = !form && winograd;
-            return form || (w.nd == 1 && w.contiguous() && w.shape[0] == packed_conv_size(c));
+            return form || (w.nd == 1 && w.contiguous() && w.shape[0] * (pairs ? 2 : 1) == packed_conv_size(c));
         };
         check(half ? fits(w16) : fits(w), "packed weights have the wrong size");
-        check(!half || winograd == 0 || c.taps, "a transformed weight is float32");
+        check(!pairs || c.channels / groups % 2 == 0, "pairs need an even number of channels");
+        check(weight == F32 || winograd == 0 || c.taps, "a transformed weight is float32");
         check(!fused || (c.taps && winograd == 4), "only packed weights are transformed by parts, for tiles of 4");
         c.fused = fused;
         c.packed = half ? static_cast<const void*>(w16.data) : w.data;

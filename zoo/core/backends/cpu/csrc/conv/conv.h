@@ -10,6 +10,9 @@
 constexpr i64 TILE = 256, TILE_FLOATS = 256 << 10;
 constexpr i64 TAPS = 256;  // segments of one pass over K
 
+// T: what the packed weights are stored in. Of pairs of bf16 (gemm/table.h) two channels are one step along K; the copied part of x is
+// rounded to them, and channels, distances and runs in what is read are counted in steps.
+
 // What a task computes: rows row0 .. row1 of output pixels (counted through all images), columns w0 .. w1 of each.
 template <class T>
 struct ConvJob {
@@ -21,6 +24,7 @@ struct ConvJob {
 // How x is read, and how K is cut into blocks of whole segments of equal length: a kernel row where it is one run in what is
 // read, else a tap, else a part of a tap.
 struct Reading {
+    i64 numbers;  // in a step
     i64 channels, width, first;  // columns of output; the column of x where they begin, maybe negative
     i64 high, wide;              // lines under one output row; columns under all its pixels
     bool in_place;
@@ -28,13 +32,13 @@ struct Reading {
     bool joined;
     i64 run, pieces, segments, blocks;
 
-    Reading(const Conv& c, i64 w0, i64 w1) : channels(c.channels / c.groups), width(w1 - w0), first(w0 * c.stride[1] - c.pad[1]) {
+    Reading(const Conv& c, i64 w0, i64 w1, i64 numbers = 1) : numbers(numbers), channels(c.channels / c.groups / numbers), width(w1 - w0), first(w0 * c.stride[1] - c.pad[1]) {
         high = (c.kernel[0] - 1) * c.dilation[0] + 1;
         wide = (width - 1) * c.stride[1] + (c.kernel[1] - 1) * c.dilation[1] + 1;
         const bool inside = first >= 0 && first + wide <= c.size[1] && c.pad[0] <= 0 &&
                             (c.out[0] - 1) * c.stride[0] + high - c.pad[0] <= c.size[0];
         // rows of A that fall into the same sets of L1 must be moved apart (gemm.h)
-        in_place = inside && c.x_stride[3] == 1 && c.x_stride[2] > 0 && c.stride[1] * c.x_stride[2] * 4 % 2048 != 0;
+        in_place = numbers == 1 && inside && c.x_stride[3] == 1 && c.x_stride[2] > 0 && c.stride[1] * c.x_stride[2] * 4 % 2048 != 0;
         pixel = in_place ? c.x_stride[2] : channels + (c.stride[1] * channels * 4 % 2048 == 0 ? 16 : 0);
         line = in_place ? c.x_stride[1] : wide * pixel;
         step = c.stride[1] * pixel;
@@ -57,6 +61,7 @@ struct Reading {
 };
 
 // `rows` lines of x from (image, h0) on, the columns and channels that are read, to [rows][wide][pixel]; zero outside x.
+template <class T>
 void copy_window(const Conv& c, const Reading& r, i64 image, i64 group, i64 h0, i64 rows, float* to) {
     const i64* const stride = c.x_stride;
     const i64 first = at_least(0, at_most(r.wide, -r.first)), end = at_least(first, at_most(r.wide, c.size[1] - r.first));
@@ -64,13 +69,13 @@ void copy_window(const Conv& c, const Reading& r, i64 image, i64 group, i64 h0, 
         const bool inside = h >= 0 && h < c.size[0];
         for (i64 i = 0; i < (inside ? first * r.pixel : r.line); i++) to[i] = 0;
         if (!inside) continue;
-        const float* from = c.x + image * stride[0] + h * stride[1] + (r.first + first) * stride[2] + group * r.channels * stride[3];
-        if (stride[3] == 1 && stride[2] == r.pixel) {
-            copy_run(from, (end - first) * r.pixel, to + first * r.pixel);
+        const float* from = c.x + image * stride[0] + h * stride[1] + (r.first + first) * stride[2] + group * r.channels * r.numbers * stride[3];
+        if (stride[3] == 1 && stride[2] == r.pixel * r.numbers) {
+            copy_steps<T>(from, 1, (end - first) * r.pixel, to + first * r.pixel);
         } else {
             for (i64 w = first; w < end; w++, from += stride[2]) {
-                if (stride[3] == 1) {
-                    copy_run(from, r.channels, to + w * r.pixel);
+                if (stride[3] == 1 || NUMBERS<T> > 1) {
+                    copy_steps<T>(from, stride[3], r.channels, to + w * r.pixel);
                 } else {
                     for (i64 i = 0; i < r.channels; i++) to[w * r.pixel + i] = from[i * stride[3]];
                 }
@@ -82,6 +87,7 @@ void copy_window(const Conv& c, const Reading& r, i64 image, i64 group, i64 h0, 
 
 // Finds, or copies into `window`, what output rows row .. row1 read, as many as fit a tile. Returns their end; `base` gets where
 // the first pixel of each begins.
+template <class T>
 i64 open_tile(const Conv& c, const Reading& r, i64 group, i64 row, i64 row1, float* window, const float** base) {
     const i64 room = at_least(1, TILE / r.width);
     i64 end = row;
@@ -94,7 +100,7 @@ i64 open_tile(const Conv& c, const Reading& r, i64 group, i64 row, i64 row1, flo
             if (lines < (count - 1) * c.stride[0] + r.high) count = lines < r.high ? 0 : (lines - r.high) / c.stride[0] + 1;
             if (count == 0 && end > row) break;
             count = at_least(count, 1);
-            copy_window(c, r, image, group, h, (count - 1) * c.stride[0] + r.high, window + used);
+            copy_window<T>(c, r, image, group, h, (count - 1) * c.stride[0] + r.high, window + used);
             at = window + used;
             used += ((count - 1) * c.stride[0] + r.high) * r.line;
         }
@@ -111,7 +117,7 @@ void conv_task(void* context, i64 index) {
     const i64 group = index / job.n / job.chunks / job.m, outputs = c.outputs / c.groups, panels_n = divide_up(outputs, NR);
     const i64 row0 = c.batch * c.out[0] * mi / job.m, row1 = c.batch * c.out[0] * (mi + 1) / job.m;
     const i64 w0 = c.out[1] * chunk / job.chunks, w1 = c.out[1] * (chunk + 1) / job.chunks;
-    const Reading r(c, w0, w1);
+    const Reading r(c, w0, w1, NUMBERS<T>);
     const i64 K = c.kernel[0] * c.kernel[1] * r.channels;
     float* const window = r.in_place ? nullptr : scratch(SLOT_A, at_least(TILE_FLOATS, r.high * r.line) + W);
     const Panels panels(r.width);
@@ -125,7 +131,7 @@ void conv_task(void* context, i64 index) {
     s.activation = c.activation;
     for (i64 row = row0, end; row < row1; row = end) {
         const float* base[TILE];
-        end = open_tile(c, r, group, row, row1, window, base);
+        end = open_tile<T>(c, r, group, row, row1, window, base);
         i64 k = 0;
         for (i64 block = 0; block < r.blocks; block++) {
             i64 offsets[TAPS];
@@ -293,7 +299,7 @@ void conv_k_major(const Conv& c, const i64 need[2]) {
             const Copy& j = *static_cast<Copy*>(context);
             Reading r(j.c, 0, j.c.out[1]);
             r.wide = j.need[1], r.pixel = j.c.channels, r.line = r.wide * r.pixel;
-            copy_window(j.c, r, n, 0, -j.c.pad[0], j.need[0], j.to + n * j.need[0] * r.line);
+            copy_window<float>(j.c, r, n, 0, -j.c.pad[0], j.need[0], j.to + n * j.need[0] * r.line);
         }, &copy);
         job.x = copy.to;
         job.x_stride[2] = c.batch, job.x_stride[1] = need[1] * c.batch, job.x_stride[0] = need[0] * job.x_stride[1];

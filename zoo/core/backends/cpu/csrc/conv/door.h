@@ -15,7 +15,7 @@ void direct(const Conv& c, const T* packed, const i64 need[2]) {
                            c.x_stride[1] == c.size[1] * c.x_stride[2] && c.x_stride[0] == c.size[0] * c.x_stride[1];
     if (pointwise) {
         Gemm g{};
-        g.M = pixels, g.N = c.outputs, g.K = c.channels;
+        g.M = pixels, g.N = c.outputs, g.K = c.channels / NUMBERS<T>;
         g.a = c.x, g.a_m = c.x_stride[2], g.a_k = c.x_stride[3], g.packed = packed;
         g.c = c.y, g.c_m = c.outputs, g.bias = c.bias, g.residual = c.residual, g.activation = c.activation;
         return gemm_of<T>(g);
@@ -43,6 +43,9 @@ void conv(const Conv& c) {
     i64 need[2];
     for (int i = 0; i < 2; i++) need[i] = (c.out[i] - 1) * c.stride[i] + (c.kernel[i] - 1) * c.dilation[i] + 1;
     if (c.winograd && c.weight == BF16) return winograd_of<bf16>(c);
+#if defined(ZOO_AVX512BF16)
+    if (c.weight == BF16_PAIRS) return c.winograd ? winograd_of<pair>(c) : direct(c, static_cast<const pair*>(c.packed), need);
+#endif
     if (c.winograd && c.weight == F16) return winograd_of<f16>(c);
     if (c.winograd) return winograd_of<float>(c);
     if (c.k_major) return conv_k_major(c, need);

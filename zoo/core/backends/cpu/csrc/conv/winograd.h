@@ -184,22 +184,30 @@ void winograd_task(void* context, i64 index) {
     }
 }
 
-// `count` numbers of each of 9 taps, which are `apart` from each other, to T * T places that are `plane` apart.
+template <class Tap>
+INLINE vf tap_numbers(const Tap* p, int which) {
+    if constexpr (NUMBERS<Tap> == 1) return load(p);
+    else return (vf)(which ? (vu)load(p) & 0xFFFF0000 : (vu)load(p) << 16);
+}
+
+// `count` steps (of one or two channels) of each of 9 taps, which are `apart` from each other, to T * T places that are `plane` apart.
 template <int M, class Tap>
 void winograd_filter(const Tap* taps, i64 apart, i64 count, float* u, i64 plane) {
-    constexpr int T = Winograd<M>::T;
-    for (i64 k = 0; k < count; k += W) {
+    constexpr int T = Winograd<M>::T, PER = NUMBERS<Tap>;
+    for (i64 i = 0; i < count * PER; i += W) {
+        const int which = i / NR % PER;
+        const i64 k = i / (NR * PER) * NR + i % NR;
         vf half[T][3];
         UNROLL for (int q = 0; q < 3; q++) {
             vf g[3], r[T];
-            UNROLL for (int p = 0; p < 3; p++) g[p] = load(taps + (p * 3 + q) * apart + k);
+            UNROLL for (int p = 0; p < 3; p++) g[p] = tap_numbers(taps + (p * 3 + q) * apart + k, which);
             Winograd<M>::filter(g, r);
             UNROLL for (int p = 0; p < T; p++) half[p][q] = r[p];
         }
         UNROLL for (int p = 0; p < T; p++) {
             vf r[T];
             Winograd<M>::filter(half[p], r);
-            UNROLL for (int q = 0; q < T; q++) store(u + (p * T + q) * plane + k, r[q]);
+            UNROLL for (int q = 0; q < T; q++) store(u + (p * T + q) * plane + i, r[q]);
         }
     }
 }
@@ -214,7 +222,8 @@ void winograd_pack(const Conv& c, float* u) {
     parallel(divide_up(c.outputs, NR), [](void* context, i64 panel) {
         const Job& j = *static_cast<Job*>(context);
         const i64 size = j.c->channels * NR, plane = divide_up(j.c->outputs, NR) * size;
-        if (j.c->taps) return winograd_filter<M>(static_cast<const T*>(j.c->packed) + panel * 9 * size, size, size, j.u + panel * size, plane);
+        const i64 steps = size / NUMBERS<T>;
+        if (j.c->taps) return winograd_filter<M>(static_cast<const T*>(j.c->packed) + panel * 9 * steps, steps, steps, j.u + panel * size, plane);
         float* const taps = scratch(SLOT_X, 9 * size);
         pack_conv_panel(*j.c, panel, taps);
         winograd_filter<M>(taps, size, size, j.u + panel * size, plane);
@@ -238,13 +247,14 @@ void fused_task(void* context, i64 panel) {
     const FusedJob& job = *static_cast<const FusedJob*>(context);
     const Conv& c = *job.w.c;
     const i64 K = c.channels, sum_plane = job.count * NR + 16, n0 = panel * NR;
-    const T* const taps = static_cast<const T*>(c.packed) + panel * 9 * K * NR;
+    constexpr i64 STEP = NR / NUMBERS<T>;  // of packed taps, for each channel
+    const T* const taps = static_cast<const T*>(c.packed) + panel * 9 * K * STEP;
     float* const u = scratch(SLOT_B, S * S * FUSED_K * NR);
     float* const sums = scratch(SLOT_X, S * S * sum_plane + W);
     const Panels panels(job.count);
     for (i64 k = 0; k < K; k += FUSED_K) {
         const i64 kc = at_most(FUSED_K, K - k);
-        winograd_filter<M>(taps + k * NR, K * NR, kc * NR, u, kc * NR);
+        winograd_filter<M>(taps + k * STEP, K * STEP, kc * STEP, u, kc * NR);
         for (int place = 0; place < S * S; place++) {
             Sweep s{};
             s.b = u + place * kc * NR, s.b_panel = kc * NR, s.b_k = NR;

@@ -4,7 +4,7 @@
 namespace zoo {
 namespace {
 
-// B, or weights, of float32 (weight = F32), or of uint16 views of bfloat16 or float16.
+// B, or weights, of float32 (weight = F32), of uint16 views of bfloat16 or float16, or of float32 views of pairs of bfloat16.
 template <class T>
 void gemm_of(nb::handle a_, nb::handle b_, nb::handle out_, nb::handle bias, nb::handle residual, int activation, i64 packed_n,
              int weight) {
@@ -15,7 +15,9 @@ void gemm_of(nb::handle a_, nb::handle b_, nb::handle out_, nb::handle bias, nb:
     const int nd = out.nd;
     Gemm g{};
     g.weight = weight;
-    g.M = a.shape[a.nd - 2], g.K = a.shape[a.nd - 1];
+    const i64 numbers = weight == BF16_PAIRS ? 2 : 1;
+    g.M = a.shape[a.nd - 2], g.K = a.shape[a.nd - 1] / numbers;
+    check(a.shape[a.nd - 1] % numbers == 0, "inner sizes differ");
     g.a = a.data, g.a_m = a.stride[a.nd - 2], g.a_k = a.stride[a.nd - 1];
     if (packed_n >= 0) {
         g.N = packed_n, g.packed = b.data;
@@ -49,7 +51,8 @@ void gemm_of(nb::handle a_, nb::handle b_, nb::handle out_, nb::handle bias, nb:
 
 void gemm(nb::handle a, nb::handle b, nb::handle out, nb::handle bias, nb::handle residual, int activation, i64 packed_n, int weight) {
     check(weight >= F32 && weight < WEIGHTS, "unknown kind of weight");
-    (weight == F32 ? gemm_of<float> : gemm_of<uint16_t>)(a, b, out, bias, residual, activation, packed_n, weight);
+    check(weight != BF16_PAIRS || kernels().gemm->pairs, "this instruction set has no dot products of bfloat16");
+    (weight == F32 || weight == BF16_PAIRS ? gemm_of<float> : gemm_of<uint16_t>)(a, b, out, bias, residual, activation, packed_n, weight);
 }
 
 template <class T>
@@ -70,7 +73,9 @@ void bind_gemm(nb::module_& m) {
     m.def("gemm", gemm, nb::arg("a"), nb::arg("b"), nb::arg("out"), nb::arg("bias").none() = nb::none(),
           nb::arg("residual").none() = nb::none(), nb::arg("activation") = 0, nb::arg("packed_n") = -1, nb::arg("weight") = 0,
           "out = act(a @ b + bias + residual). a (..., M, K); b (..., K, N) or, with packed_n = N, packed weights.\n"
-          "weight: what b is stored in: 0 float32, 1 bfloat16, 2 float16 (as uint16).");
+          "weight: what b is stored in: 0 float32, 1 bfloat16, 2 float16 (as uint16), 3 pairs of bfloat16 (as float32, K / 2 of them):\n"
+          "a is rounded to bfloat16 then.");
+    m.def("pairs", [] { return kernels().gemm->pairs; }, "Does the instruction set in use multiply pairs of bfloat16?");
     m.def("pack_linear", pack_linear, nb::arg("w"), nb::arg("out"), nb::arg("weight") = 0);
 }
 

@@ -149,19 +149,19 @@ void gemm_task(void* context, i64 index) {
     const i64 blocks = job.packed && (panels.count == 1 || few_panels) ? 1 : at_least(1, divide_up(k1 - k0, job.packed ? KC : KC / 2));
     for (i64 block = 0; block < blocks; block++) {
         const i64 kb = k0 + (k1 - k0) * block / blocks, kc = k0 + (k1 - k0) * (block + 1) / blocks - kb;
-        const float* a = g.a + m0 * g.a_m + kb * g.a_k;
+        const float* a = g.a + m0 * g.a_m + kb * NUMBERS<T> * g.a_k;
         i64 apart = g.a_m;
-        const bool by_rows = g.a_k == 1;
+        const bool rounded = NUMBERS<T> > 1, by_rows = g.a_k == 1 || rounded;
         if (!by_rows) {
             apart = AR;
             float* const to = scratch(SLOT_A, panels.count * AR * kc);
             for (i64 p = 0; p < panels.count; p++)
                 pack_a(a + panels.start(p) * g.a_m, g.a_m, g.a_k, panels.rows(p), kc, to + p * AR * kc);
             a = to;
-        } else if (m1 - m0 > 1 && apart * 4 % 2048 == 0) {
+        } else if (rounded || (m1 - m0 > 1 && apart * 4 % 2048 == 0)) {
             apart = row_distance(kc);
             float* const to = scratch(SLOT_A, (m1 - m0) * apart + W);
-            for (i64 i = 0; i < m1 - m0; i++) copy_run(a + i * g.a_m, kc, to + i * apart);
+            for (i64 i = 0; i < m1 - m0; i++) copy_steps<T>(a + i * g.a_m, g.a_k, kc, to + i * apart);
             a = to;
         }
         SweepOf<T> s{};
@@ -206,13 +206,21 @@ void dots_task(void* context, i64 index) {
     const Gemm& g = *job.g;
     const i64 n0 = g.N * index / job.split.n, n1 = g.N * (index + 1) / job.split.n;
     const Panels panels(g.M, DOT_ROWS);
+    const float* a = g.a;
+    i64 a_m = g.a_m;
+    if (NUMBERS<T> > 1) {
+        a_m = row_distance(g.K);
+        float* const to = scratch(SLOT_A, g.M * a_m + W);
+        for (i64 i = 0; i < g.M; i++) copy_steps<T>(g.a + i * g.a_m, 1, g.K, to + i * a_m);
+        a = to;
+    }
     for (i64 n = n0; n < n1;) {
         const i64 columns = n + 4 <= n1 && g.M > 1 ? 4 : 1;
         const float* const bias = g.bias ? g.bias + n : nullptr;
         for (i64 p = 0; p < panels.count; p++) {
             const i64 m = panels.start(p);
             const Dots<T> dots = g.M == 1 ? DOTS<T>.one : DOTS<T>.of[panels.rows(p) - 1][columns == 4];
-            dots(g.K, g.a + m * g.a_m, g.a_m, job.b + n * g.b_n, g.b_n, g.c + m * g.c_m + n, g.c_m, bias);
+            dots(g.K, a + m * a_m, a_m, job.b + n * g.b_n, g.b_n, g.c + m * g.c_m + n, g.c_m, bias);
         }
         n += columns;
     }

@@ -26,11 +26,14 @@ void gemm(const Gemm& g) {
             b += index % g.batch[i] * g.b_batch[i];
             index /= g.batch[i];
         }
-        g.b = static_cast<const char*>(g.b) + b * (g.weight == F32 ? 4 : 2);
+        g.b = static_cast<const char*>(g.b) + b * (g.weight == F32 || g.weight == BF16_PAIRS ? 4 : 2);
         if (g.M == 0 || g.N == 0) return;
         switch (g.weight) {
             case BF16: return gemm_of<bf16>(g);
             case F16: return gemm_of<f16>(g);
+#if defined(ZOO_AVX512BF16)
+            case BF16_PAIRS: return gemm_of<pair>(g);
+#endif
             default: return gemm_of<float>(g);
         }
     };
@@ -44,6 +47,6 @@ void gemm(const Gemm& g) {
 }  // namespace
 
 extern const GemmKernels FAMILY_TABLE(gemm);
-constexpr GemmKernels FAMILY_TABLE(gemm) = {MR, NR, pack_any, gemm};
+constexpr GemmKernels FAMILY_TABLE(gemm) = {MR, NR, PAIRS, pack_any, gemm};
 
 }  // namespace zoo

@@ -46,7 +46,7 @@ __attribute__((noinline)) void micro(const Depth& depth, const float* a, i64 apa
         UNROLL for (int j = 0; j < V; j++) w[j] = load(b + s * b_k + j * W);
         UNROLL for (int i = 0; i < R; i++) {
             const float x = ROWS ? at[i / 3][i % 3 * apart + s] : at[0][s * apart + i];
-            UNROLL for (int j = 0; j < V; j++) sum[i][j] += x * w[j];
+            UNROLL for (int j = 0; j < V; j++) sum[i][j] = multiply_add<T>(sum[i][j], x, w[j]);
         }
     };
     const auto advance = [&](int by) INLINE_LAMBDA {
@@ -127,7 +127,7 @@ __attribute__((noinline)) void dots(i64 K, const float* a, i64 a_m, const T* b, 
         UNROLL for (int i = 0; i < R; i++) x[i] = load_first(a + i * a_m + k, count);
         UNROLL for (int j = 0; j < S; j++) {
             const vf y = count >= W ? load(b + j * b_n + k) : load_first(b + j * b_n + k, count);
-            UNROLL for (int i = 0; i < R; i++) sum[i][j] += x[i] * y;
+            UNROLL for (int i = 0; i < R; i++) sum[i][j] = multiply_add<T>(sum[i][j], x[i], y);
         }
     };
     const T* next = b + at_least(S > 1 ? S * b_n : 0, 128 * LINE);

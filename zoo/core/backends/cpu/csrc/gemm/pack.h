@@ -11,6 +11,11 @@ constexpr int MR = 8;
 constexpr int MR = 4;
 #endif
 constexpr int NV = 2, NR = NV * W;
+#if defined(ZOO_AVX512BF16)
+constexpr bool PAIRS = true;
+#else
+constexpr bool PAIRS = false;
+#endif
 constexpr int AR = (MR + W - 1) / W * W;  // a packed panel of A is [K][AR], so that its rows are whole vectors
 
 INLINE i64 at_most(i64 a, i64 b) { return a < b ? a : b; }
@@ -68,6 +73,31 @@ INLINE void copy_run(const float* from, i64 n, float* to) {
     i64 i = 0;
     for (; i + W <= n; i += W) store(to + i, load(from + i));
     if (i < n) store(to + i, load_first(from + i, n - i));
+}
+
+#if defined(ZOO_AVX512BF16)
+// to[0 .. n-1] = pairs of numbers that are `stride` apart, rounded to the nearest even (vcvtne2ps2bf16: subnormal ones to zero).
+// Writes up to W - 1 pairs past the end.
+INLINE void round_run(const float* from, i64 stride, i64 n, float* to) {
+    for (i64 i = 0; i < n; i += W, from += 2 * W * stride) {
+        const i64 count = at_most(2 * W, 2 * (n - i));
+        float gathered[2 * W];
+        if (stride != 1)
+            for (i64 j = 0; j < count; j++) gathered[j] = from[j * stride];
+        const float* const at = stride == 1 ? from : gathered;
+        const vf low = load_first(at, count), high = load_first(at + W, at_least(count - W, 0));
+        store(to + i, (vf)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
+    }
+}
+#endif
+
+// A run of n steps along K as the micro-kernel reads it: as it is, or rounded to pairs.
+template <class T>
+INLINE void copy_steps(const float* from, [[maybe_unused]] i64 stride, i64 n, float* to) {
+#if defined(ZOO_AVX512BF16)
+    if constexpr (NUMBERS<T> == 2) return round_run(from, stride, n, to);
+#endif
+    copy_run(from, n, to);
 }
 
 // One panel of n <= NR columns of B: [K][NR], zero beyond n.

@@ -12,7 +12,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-enum Kind { FMA, INT8, READ, COPY };
+enum Kind { FMA, INT8, BF16, READ, COPY };
 constexpr i64 BLOCK = 16384;  // floats between two looks at the clock; arithmetic: rounds / 64
 
 struct Job {
@@ -31,6 +31,7 @@ struct Job {
 void task(void* context, i64 index) {
     Job& job = *static_cast<Job*>(context);
     const ProbeKernels& kernel = *kernels().probe;
+    const auto arithmetic = job.kind == FMA ? kernel.fma : job.kind == INT8 ? kernel.int8 : kernel.bf16;
     job.arrived++;
     for (const auto came = Clock::now(); job.arrived < job.threads && since(came) < 0.02;) {
     }
@@ -43,8 +44,8 @@ void task(void* context, i64 index) {
     double took;
     const auto begun = Clock::now();
     do {
-        if (job.kind == FMA || job.kind == INT8) {
-            work += (job.kind == FMA ? kernel.fma : kernel.int8)(BLOCK / 64, numbers);
+        if (job.kind < READ) {
+            work += arithmetic(BLOCK / 64, numbers);
         } else {
             if (job.kind == READ) sum += kernel.read(mine + at, BLOCK);
             if (job.kind == COPY) kernel.copy(mine + at, mine + all + at, BLOCK);
@@ -59,19 +60,20 @@ void task(void* context, i64 index) {
     }
 }
 
-// Work per second on all threads: operations (fma, int8) or bytes, of copies those read and those written.
+// Work per second on all threads: operations (fma, int8, bf16) or bytes, of copies those read and those written.
 double probe(const std::string& kind, double seconds, nb::handle buffer_, i64 start) {
-    static constexpr const char* KINDS[] = {"fma", "int8", "read", "copy"};
+    static constexpr const char* KINDS[] = {"fma", "int8", "bf16", "read", "copy"};
     Array buffer(buffer_, "buffer", true);
     Job job{};
     const auto found = std::find(std::begin(KINDS), std::end(KINDS), kind);
-    check(found != std::end(KINDS), "a probe is fma, int8, read or copy");
+    check(found != std::end(KINDS), "a probe is fma, int8, bf16, read or copy");
     job.kind = (Kind)(found - KINDS);
     check(seconds >= 0 && seconds <= 60 && start >= 0, "a probe takes from 0 to 60 seconds");
     job.seconds = seconds, job.start = start, job.buffer = &buffer, job.threads = threads();
-    if (job.kind == INT8) {
+    if (job.kind == INT8 || job.kind == BF16) {
         const auto has = features();
-        if (!kernels().probe->int8 || std::find(has.begin(), has.end(), "avx512vnni") == has.end()) return 0;
+        const bool int8 = job.kind == INT8, compiled = int8 ? kernels().probe->int8 : kernels().probe->bf16;
+        if (!compiled || std::find(has.begin(), has.end(), int8 ? "avx512vnni" : "avx512bf16") == has.end()) return 0;
     }
     if (job.kind >= READ) {
         check(buffer && buffer.nd == 1 && buffer.contiguous() && buffer.size() >= 2 * BLOCK * job.threads, "the buffer is too small");
@@ -86,8 +88,8 @@ double probe(const std::string& kind, double seconds, nb::handle buffer_, i64 st
 
 void bind_probe(nb::module_& m) {
     m.def("probe", probe, nb::arg("kind"), nb::arg("seconds"), nb::arg("buffer").none() = nb::none(), nb::arg("start") = 0,
-          "This machine's ceiling on all threads: fma and int8 operations, or bytes that are read or copied, per second; int8 is 0 "
-          "where the processor has no dot product of bytes. buffer: float32, 64-byte aligned, a multiple of 32768 numbers.");
+          "This machine's ceiling on all threads: fma, int8 and bf16 operations, or bytes that are read or copied, per second; int8 "
+          "and bf16 are 0 where the processor has no such dot product. buffer: float32, 64-byte aligned, a multiple of 32768 numbers.");
 }
 
 }  // namespace zoo

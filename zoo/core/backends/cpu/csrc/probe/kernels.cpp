@@ -9,6 +9,6 @@ namespace {
 }  // namespace
 
 extern const ProbeKernels FAMILY_TABLE(probe);
-constexpr ProbeKernels FAMILY_TABLE(probe) = {fma, INT8_DOTS, read, copy};
+constexpr ProbeKernels FAMILY_TABLE(probe) = {fma, INT8_DOTS, BF16_DOTS, read, copy};
 
 }  // namespace zoo

@@ -3,6 +3,7 @@
 //       Each starts at a number of its own from memory: GCC merges chains with equal starting values, and then reports a roof
 //       1.5 times too high.
 // int8  acc[i] += dot4(u8, s8)       the same with vpdpbusd: 64 products and additions per instruction
+// bf16  acc[i] += dot2(bf16, bf16)   the same with vdpbf16ps: 32 products and additions
 // read  sum of an array, copy        streamed in lines, prefetched 4 KiB ahead; copies by stores that do not read what they replace
 
 #if defined(ZOO_AVX512) || defined(ZOO_NEON)
@@ -37,9 +38,21 @@ __attribute__((target("avx512vnni"))) i64 int8_dots(i64 rounds, float* numbers) 
     store(numbers, (vf)_mm512_and_si512(all, _mm512_set1_epi32(0x3f7fffff)));
     return rounds * CHAINS * W * 4 * 2;
 }
-constexpr auto INT8_DOTS = int8_dots;
+// The same.
+__attribute__((target("avx512bf16"))) i64 bf16_dots(i64 rounds, float* numbers) {
+    __m512 acc[CHAINS];
+    UNROLL for (int i = 0; i < CHAINS; i++) acc[i] = (__m512)load(numbers + i * W);
+    const __m512i x = _mm512_set1_epi32(0x3C003C00);  // pairs of 2^-7: sums stay normal and grow slowly
+    for (i64 r = 0; r < rounds; r++) {
+        UNROLL for (int i = 0; i < CHAINS; i++) acc[i] = _mm512_dpbf16_ps(acc[i], (__m512bh)x, (__m512bh)x);
+    }
+    UNROLL for (int i = 0; i < CHAINS; i++) store(numbers + i * W, (vf)acc[i]);
+    return rounds * CHAINS * W * 2 * 2;
+}
+constexpr auto INT8_DOTS = int8_dots, BF16_DOTS = bf16_dots;
 #else
 constexpr i64 (*INT8_DOTS)(i64, float*) = nullptr;
+constexpr i64 (*BF16_DOTS)(i64, float*) = nullptr;
 #endif
 
 float read(const float* from, i64 count) {
