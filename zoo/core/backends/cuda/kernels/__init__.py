@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from zoo.core.backends.cuda.kernels import elementwise
+from zoo.core.backends.cuda.kernels import conv, elementwise
 
 KERNELS: dict[str, Callable[..., Any]] = {
     **elementwise.KERNELS,
+    **conv.KERNELS,
 }
