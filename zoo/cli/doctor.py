@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ctypes.util
 import importlib.util
@@ -49,10 +50,28 @@ def _devices() -> list[tuple[str, str]]:
             found.append((name, ", ".join(["ready", *getattr(device(name), "details", ())])))
         except DeviceError as error:
             found.append((name, " ".join(part for part in ("not here:", error.why, error.fix) if part)))
-    cupy = importlib.util.find_spec("cupy") is not None
-    found.append(("cupy", "installed" if cupy else "not installed (only the cuda device needs it)"))
+    found.append(("cupy", _cupy()))
     found.append(("NVIDIA driver", _driver()))
+    with contextlib.suppress(DeviceError):
+        free, whole = device("cuda").driver.memory()
+        found.append(("memory of the GPU", f"{size(whole)}, {size(free)} free"))
     return found
+
+
+def _cupy() -> str:
+    """CuPy's version, and that of the compiler of kernels, which comes in a wheel of its own."""
+    if importlib.util.find_spec("cupy") is None:
+        return "not installed (only the cuda device needs it: extras cuda12, cuda13)"
+    try:
+        import cupy
+
+        version = cupy.__version__
+    except ImportError as error:
+        return f"does not load: {error}".splitlines()[0]
+    try:
+        return f"{version}, NVRTC {'.'.join(map(str, cupy.cuda.nvrtc.getVersion()))}"
+    except Exception as error:  # the libraries' own classes, several
+        return f"{version}, without NVRTC ({str(error).splitlines()[0]}): install the extra cuda12 or cuda13"
 
 
 def _driver() -> str:

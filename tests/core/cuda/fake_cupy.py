@@ -108,6 +108,7 @@ def install(gpus: Any = 2, driver: int = 12090, runtime: int = 12090) -> ModuleT
         runtime=SimpleNamespace(
             getDeviceCount=count, CUDARuntimeError=CUDARuntimeError, driverGetVersion=lambda: driver,
             runtimeGetVersion=lambda: runtime, memGetInfo=lambda: (1 << 30, 1 << 34),
+            getDeviceProperties=lambda index: {"name": b"Fake GPU"},
         ),
         Device=Device, Stream=Stream, Event=Event, alloc_pinned_memory=bytearray,
     )  # fmt: skip

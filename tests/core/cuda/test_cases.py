@@ -3,11 +3,14 @@ each dtype and each way of lying in memory is another kernel to compile: what is
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from zoo.core.backends.cuda.kernels import KERNELS
 from zoo.core.dtype import bfloat16, bool_, float16, float32, int8, int32, is_float
 from zoo.core.prim import Kind
 from zoo.core.prims import TABLE
@@ -47,6 +50,18 @@ def rows(pairs: Any) -> list[Any]:
 @pytest.mark.parametrize("case, dtype", rows(VALUES))
 def test_value(device: Any, case: Case, dtype: np.dtype) -> None:
     check.value(case, device, dtype)
+
+
+# ops whose kernels are chosen by the GPU's architecture: sm_75 has no cp.async and no bfloat16 in its tensor cores
+BY_ARCH = {
+    op for op, kernel in KERNELS.items() if ".arch" in Path(sys.modules[kernel.__module__].__file__ or "").read_text()
+}
+
+
+@pytest.mark.parametrize("case, dtype", rows((c, d) for c, d in VALUES if c.op in BY_ARCH))
+def test_value_on_sm_75(case: Case, dtype: np.dtype) -> None:
+    with opened("cuda:emulated75") as device:
+        check.value(case, device, dtype)
 
 
 @pytest.mark.parametrize("case, dtype", rows((c, c.main_dtype) for c in COMPUTED if not c.source))

@@ -98,6 +98,8 @@ def test_large_arrays_travel_in_pieces() -> None:
          "device 'cuda' cannot be used", "CuPy cannot make kernels for this GPU: cudaErrorNoKernelImage"),
         ("fake.CUDARuntimeError('cudaErrorIllegalAddress: an illegal memory access was encountered')",
          "'cuda' failed", "cudaErrorIllegalAddress"),
+        ("RuntimeError('Failure finding \"libnvrtc.so.12\": No such file')",
+         "device 'cuda' cannot be used", 'Failure finding "libnvrtc.so.12"'),
     ],
 )  # fmt: skip
 def test_what_cuda_complains_of_in_an_op(raised: str, what: str, why: str) -> None:
@@ -111,3 +113,16 @@ def test_what_cuda_complains_of_in_an_op(raised: str, what: str, why: str) -> No
     )
     lines = said.strip().split("\n  ")
     assert len(lines) == 3 and lines[0] == what and why in lines[1]
+
+
+def test_doctor_tells_of_the_gpu() -> None:
+    said = in_fresh_python(
+        FAKE + "cupy = fake.install(1)\ncupy.__version__ = '14.2.0'\n"
+        "cupy.__spec__ = __import__('importlib.machinery').machinery.ModuleSpec('cupy', None)\n"
+        "cupy.cuda.nvrtc = type('', (), {'getVersion': staticmethod(lambda: (12, 9))})\n"
+        "from zoo.cli import doctor\n"
+        "print(dict(doctor._devices()))\n"
+    )
+    assert "'cuda': 'ready, Fake GPU, sm_90'" in said
+    assert "'cupy': '14.2.0, NVRTC 12.9'" in said
+    assert "'memory of the GPU'" in said

@@ -49,7 +49,7 @@ class CudaBackend(ArrayBackend):
     @property
     def details(self) -> tuple[str, ...]:
         """What the program shows beside the name of the device."""
-        return (f"sm_{self.driver.arch}",)
+        return (self.driver.gpu, f"sm_{self.driver.arch}")
 
     def bind(self, prim: Any, args: Any, attrs: Any) -> Any:
         try:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from zoo.core.backends.cuda.errors import explained, opened
-from zoo.core.backends.cuda.source import Constant, defined, expanded
+from zoo.core.backends.cuda.errors import opened
+from zoo.core.backends.cuda.source import Constant, whole
 from zoo.core.errors import DeviceError
 
 Kernel = Callable[..., None]
@@ -19,10 +19,14 @@ CHUNK = 16 << 20  # bytes of one of the two page-locked buffers through which we
 DIRECT = 1 << 20  # fewer bytes are copied at once
 STATIC_SHARED = 48 << 10  # bytes that a block has without asking for more
 NULL = np.uint64(0)
+OPTIONS = ("-std=c++17",)  # CuPy adds folders of headers, of which no kernel reads any, and -ftz=true
 
 
 class Driver:
-    """xp: the array module. arch: 75 for sm_75. shared_limit: bytes of shared memory that one block may use."""
+    """xp: the array module. arch: 75 for sm_75. shared_limit: bytes of shared memory that one block may use. gpu: what
+    its maker calls it."""
+
+    gpu: str
 
     def __init__(self, xp: Any, arch: int, multiprocessors: int, shared_limit: int):
         self.xp, self.arch, self.multiprocessors, self.shared_limit = xp, arch, multiprocessors, shared_limit
@@ -87,12 +91,12 @@ class CupyDriver(Driver):
                 cupy, int(self.device.compute_capability), attributes["MultiProcessorCount"],
                 attributes["MaxSharedMemoryPerBlockOptin"],
             )  # fmt: skip
+            self.gpu = cupy.cuda.runtime.getDeviceProperties(index)["name"].decode()
             self.stream, self.copies = cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream(non_blocking=True)
         self._staging: list[Any] = []
 
     def _compile(self, file: str, name: str, constants: dict[str, Constant]) -> Kernel:
-        text = f"#define ARCH {self.arch}\n{defined(constants)}{expanded(file)}"
-        return CupyKernel(_module(self.xp, self.index, text).get_function(name))
+        return CupyKernel(_module(self.xp, self.index, whole(file, self.arch, constants)).get_function(name))
 
     def address(self, array: Any) -> int:
         return array.data.ptr
@@ -190,7 +194,4 @@ class CupyKernel:
 
 @functools.cache
 def _module(cupy: Any, index: int, text: str) -> Any:
-    try:
-        return cupy.RawModule(code=text, options=("-std=c++17",))
-    except Exception as e:
-        raise explained(e, f"cuda:{index}") from e
+    return cupy.RawModule(code=text, options=OPTIONS)

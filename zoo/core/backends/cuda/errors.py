@@ -65,6 +65,8 @@ def explained(e: Exception, name: str) -> Exception:
             f"the memory of {name!r} is full", said.splitlines()[0],
             "Use a smaller batch, size or dtype (bf16, int8), or stop what else uses the GPU (`nvidia-smi`)",
         )  # fmt: skip
+    if "Failure finding" in said:  # a wheel that is not installed; said by cuda-pathfinder, by whatever class
+        return DeviceError(f"device {name!r} cannot be used", said.splitlines()[0], INSTALL)
     if kind not in ("CUDARuntimeError", "CUDADriverError", "CompileException", "NVRTCError", "CUBLASError"):
         return e
     if any(word in said for word in ("NoKernelImage", "NO_BINARY_FOR_GPU", "gpu-architecture", "UNSUPPORTED_PTX")):

@@ -49,6 +49,11 @@ def expanded(file: str, folders: tuple[Path, ...] = (FOLDER,)) -> str:
     return read(file)
 
 
+def whole(file: str, arch: int, constants: dict[str, Constant]) -> str:
+    """What NVRTC is given."""
+    return f"#define ARCH {arch}\n{defined(constants)}{expanded(file)}"
+
+
 def defined(constants: dict[str, Constant]) -> str:
     """Constants as #define lines. Floats are float32, and exact."""
     return "".join(f"#define {name} {_literal(value)}\n" for name, value in constants.items())

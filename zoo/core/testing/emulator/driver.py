@@ -15,6 +15,7 @@ import numpy as np
 from zoo.core.backends.cuda.driver import Driver
 from zoo.core.backends.cuda.source import FOLDER, Constant
 from zoo.core.dtype import bfloat16
+from zoo.core.testing.emulator.asked import note
 from zoo.core.testing.emulator.compiler import EmulationError, compiled, runtime
 
 PAGE = 4096
@@ -48,10 +49,12 @@ class EmulatedDriver(Driver):
 
     def __init__(self, arch: int = 90, seed: int = 1, folders: tuple[Path, ...] = (FOLDER,)):
         super().__init__(_Arrays("numpy"), arch, multiprocessors=4, shared_limit=SHARED[arch])
-        self.seed, self.folders = seed, folders
+        self.gpu, self.seed, self.folders = "emulated GPU", seed, folders
         self.recording: EmulatedGraph | None = None
 
     def _compile(self, file: str, name: str, constants: dict[str, Constant]) -> EmulatedKernel:
+        if self.folders == (FOLDER,):
+            note(file, name, self.arch, constants)
         return EmulatedKernel(self, file, name, constants)
 
     def current(self) -> AbstractContextManager[Any]:
