@@ -10,11 +10,11 @@ import numpy as np
 from zoo.core.dtype import float32
 from zoo.core.errors import ZooError
 from zoo.core.random import Generator
-from zoo.core.tensor import Tensor
 from zoo.llama.cache import Cache
 from zoo.llama.generate import PREFILL, room
 from zoo.llama.model import Llama
 from zoo.llama.sampling import Sampling
+from zoo.llama.step import step
 
 
 def generate_batch(
@@ -45,7 +45,7 @@ def generate_batch(
     generated: list[list[int]] = [[] for _ in prompts]
     ended = set() if ended is None else ended
     for at in range(0, longest, PREFILL):
-        logits = _forward(model, ids[:, at : at + PREFILL], cache, starts)
+        logits = step(model, ids[:, at : at + PREFILL], cache, starts=starts)[:, 0]
     while True:
         for row, scores in enumerate(logits):
             if row in ended:
@@ -62,10 +62,4 @@ def generate_batch(
         if len(ended) == len(prompts):
             return
         last = [[0 if row in ended else generated[row][-1]] for row in range(len(prompts))]
-        logits = _forward(model, np.array(last, np.int32), cache, starts)
-
-
-def _forward(model: Llama, ids: np.ndarray, cache: Cache, starts: list[int]) -> np.ndarray:
-    """The logits (B, V) behind each row."""
-    tokens = Tensor(model.device.from_host(np.ascontiguousarray(ids)), model.device)
-    return model(tokens, cache, last=1, starts=starts).numpy()[:, -1]
+        logits = step(model, np.array(last, np.int32), cache, starts=starts)[:, 0]

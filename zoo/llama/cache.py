@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from zoo.core import ops
-from zoo.core.dtype import bfloat16, float16, float32, int8
+from zoo.core.dtype import bfloat16, float16, float32, int8, int32
 from zoo.core.dtype import dtype as dtype_of
 from zoo.core.tensor import Tensor
 from zoo.llama.config import LlamaConfig
@@ -29,9 +30,9 @@ class Rows:
     def nbytes(self) -> int:
         return self.stored.size * self.stored.dtype.itemsize
 
-    def put(self, x: Tensor, start: int) -> None:
-        """Writes x (B, L, H_kv, D) from a position on."""
-        self.stored = ops.update_slice(self.stored, x.astype(self.stored.dtype), (0, start, 0, 0), donate=True)
+    def put(self, x: Tensor, positions: Tensor) -> None:
+        """Writes x (B, L, H_kv, D) from positions (B,) on."""
+        self.stored = ops.update_rows(self.stored, x.astype(self.stored.dtype), positions, donate=True)
 
     def first(self, count: int) -> Tensor:
         """(B, count, H_kv, D), in the dtype that is stored."""
@@ -53,10 +54,10 @@ class Int8Rows(Rows):
     def nbytes(self) -> int:
         return super().nbytes + self.scales.nbytes
 
-    def put(self, x: Tensor, start: int) -> None:
+    def put(self, x: Tensor, positions: Tensor) -> None:
         step = ops.max(ops.abs(x.astype(float32)), axis=-1, keepdims=True) / 127.0
-        super().put(ops.round(x / ops.where(step > 0, step, 1.0)), start)
-        self.scales.put(step, start)
+        super().put(ops.round(x / ops.where(step > 0, step, 1.0)), positions)
+        self.scales.put(step, positions)
 
     def first(self, count: int) -> Tensor:
         return self.stored[:, :count].astype(float32) * self.scales.first(count)
@@ -66,27 +67,35 @@ class Int8Rows(Rows):
         self.scales.grow(capacity)
 
 
-class LayerCache:
-    """Of one layer: keys and values, of which the first `length` positions are filled."""
+@dataclass
+class Place:
+    """Where the new tokens of a pass lie, in all layers of a cache alike."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: Any, device: Any):
+    positions: Tensor | None = None
+    """(B,) int32: that of the first one."""
+    lengths: Tensor | None = None
+    """(B,) int32: how many tokens there are with them. None: as many as `window`."""
+    window: int = 0
+    """Positions that attention looks at."""
+
+
+class LayerCache:
+    """Of one layer: keys and values."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, device: Any, place: Place):
         def rows() -> Rows:
             return Int8Rows(shape, device) if dtype == int8 else Rows(shape, dtype, device)
 
-        self.keys, self.values = rows(), rows()
-        self.length = 0
+        self.keys, self.values, self.place = rows(), rows(), place
 
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds k, v (B, L, H_kv, D); returns all of them up to now (B, S, H_kv, D), as they are kept."""
-        start, stop = self.length, self.length + k.shape[1]
-        if stop > self.keys.capacity:
-            capacity = max(stop, 2 * self.keys.capacity, GROWTH)
-            self.keys.grow(capacity)
-            self.values.grow(capacity)
-        self.keys.put(k, start)
-        self.values.put(v, start)
-        self.length = stop
-        return self.keys.first(stop), self.values.first(stop)
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Adds k, v (B, L, H_kv, D) at the cache's place; returns those there are up to now as they are kept
+        (B, S, H_kv, D), and how many of the S count (None: all)."""
+        place = self.place
+        assert place.positions is not None, "Cache.begin says where"
+        self.keys.put(k, place.positions)
+        self.values.put(v, place.positions)
+        return self.keys.first(place.window), self.values.first(place.window), place.lengths
 
 
 class Cache:
@@ -95,13 +104,39 @@ class Cache:
     def __init__(self, config: LlamaConfig, *, batch: int = 1, capacity: int = 0, dtype: Any = float32, device: Any):
         """dtype: in which they are kept: float32, float16, bfloat16, or int8."""
         shape = (batch, capacity, config.num_key_value_heads or 0, config.head_dim or 0)
-        self.layers = [LayerCache(shape, dtype_of(dtype), device) for _ in range(config.num_hidden_layers)]
+        self.place = Place()
+        self.layers = [LayerCache(shape, dtype_of(dtype), device, self.place) for _ in range(config.num_hidden_layers)]
+        self.batch, self.device = batch, device
         self.tokens: list[int] = []
+        self.length = 0
+        """Tokens that every layer has seen: where a pass was broken off, some have seen more."""
+        self.captured: dict[Any, Any] = {}
+        """Passes that write to this memory (step.py)."""
+        self.weights: list[Any] = []
+        """Of the model that they were captured of."""
 
     @property
-    def length(self) -> int:
-        """How many tokens every layer has seen: where a pass was broken off, some have seen more."""
-        return min(layer.length for layer in self.layers)
+    def capacity(self) -> int:
+        return self.layers[0].keys.capacity
+
+    def room(self, new: int) -> None:
+        """Grows, where so many more tokens do not fit."""
+        stop = self.length + new
+        if stop > self.capacity:
+            capacity = max(stop, 2 * self.capacity, GROWTH)
+            for layer in self.layers:
+                layer.keys.grow(capacity)
+                layer.values.grow(capacity)
+            self.captured.clear()
+
+    def begin(self, new: int) -> None:
+        """A pass over so many new tokens begins; `length` grows when it has ended."""
+        self.room(new)
+        positions = ops.full((self.batch,), self.length, dtype=int32, device=self.device)
+        self.at(positions, None, self.length + new)
+
+    def at(self, positions: Tensor, lengths: Tensor | None, window: int) -> None:
+        self.place.positions, self.place.lengths, self.place.window = positions, lengths, window
 
     @property
     def nbytes(self) -> int:
@@ -109,10 +144,8 @@ class Cache:
 
     def truncate(self, length: int) -> None:
         """Forgets all tokens behind the first `length`."""
-        length = min(length, self.length)
-        for layer in self.layers:
-            layer.length = length
-        del self.tokens[length:]
+        self.length = min(length, self.length)
+        del self.tokens[self.length :]
 
 
 def bytes_of(config: LlamaConfig, tokens: int, dtype: Any = float32) -> int:

@@ -9,10 +9,10 @@ import numpy as np
 
 from zoo.core import random
 from zoo.core.errors import ZooError
-from zoo.core.tensor import Tensor
 from zoo.llama.cache import Cache
 from zoo.llama.model import Llama
 from zoo.llama.sampling import Sampling
+from zoo.llama.step import forget_stale, step
 
 if TYPE_CHECKING:
     from zoo.llama.speculative import Proposer
@@ -57,6 +57,7 @@ def generate(
     text = shifted(text, context)
     if cache is None:
         cache = Cache(model.config, capacity=min(len(text) + max_tokens, context), device=model.device)
+    forget_stale(model, cache)
     cache.truncate(min(common(cache.tokens, text), len(text) - 1))  # at least one token must go through the model
     rng, generated, guesses = random.Generator(seed), list[int](), list[int]()
     logits = forward(model, text[cache.length :], cache)
@@ -94,10 +95,9 @@ def forward(model: Llama, ids: Sequence[int], cache: Cache, rows: int = 1) -> np
     """Adds tokens to the cache; the logits (rows, V) behind the last `rows` of them, at most PREFILL."""
     for start in range(0, len(ids), PREFILL):
         part = list(ids[start : start + PREFILL])
-        array = np.array([part], dtype=np.int32)
-        logits = model(Tensor(model.device.from_host(array), model.device), cache, last=rows)
+        logits = step(model, np.array([part], np.int32), cache, rows)
         cache.tokens += part
-    return logits.numpy()[0]
+    return logits[0]
 
 
 def room(model: Llama, prompt: int) -> int:

@@ -36,9 +36,10 @@ class Attention(Module):
         B, L, _ = x.shape
         q, k, v = (y.reshape(B, L, -1, self.head_dim) for y in together(x, self.q_proj, self.k_proj, self.v_proj))
         q, k = rope(q), rope(k)
+        lengths = None
         if cache is not None:
-            k, v = cache.append(k, v)  # (B, S, H_kv, D)
-        y = ops.attention(q, k, v, bias, causal=True)
+            k, v, lengths = cache.append(k, v)  # (B, S, H_kv, D)
+        y = ops.attention(q, k, v, bias, lengths, causal=True)
         return self.o_proj(y.reshape(B, L, -1))
 
 
@@ -109,15 +110,22 @@ class Llama(Module):
         positions = np.arange(seen, seen + L)
         bias = None
         if starts is not None:
-            begin = np.array(starts)[:, None]
-            positions = np.maximum(positions - begin, 0)
-            padding = np.arange(seen + L) < begin  # (B, S)
-            bias = self._constant(np.where(padding, -np.inf, 0)[:, None, None])
+            positions = np.maximum(positions - np.array(starts)[:, None], 0)
+            bias = self.padding(starts, seen + L)
         if texts is not None and (numbers := np.asarray(texts)).any():
             same = numbers[:, :, None] == numbers[:, None]  # (B, L, L)
             positions = positions - same.argmax(axis=2)  # less where its text begins
             bias = self._constant(np.where(same, 0, -np.inf)[:, None])
         rope = Rope(*map(self._constant, angles(self.config, positions)))
+        if cache is not None:
+            cache.begin(L)
+        logits = self.run(ids, rope, cache, bias, last)
+        if cache is not None:
+            cache.length += L
+        return logits
+
+    def run(self, ids: Tensor, rope: Rope, cache: Cache | None, bias: Tensor | None, last: int) -> Tensor:
+        """The pass itself, in tensors alone: `rope` turns to the tokens' positions, the cache knows their place."""
         x = self.model.embed_tokens(ids).astype(float32)  # weights may be stored narrower; sums are float32
         call = recomputed if self.recompute else Layer.__call__
         for i, layer in enumerate(self.model.layers):
@@ -126,6 +134,11 @@ class Llama(Module):
         if self.config.tie_word_embeddings:
             return self.model.embed_tokens.head(x)  # type: ignore[attr-defined]
         return self.lm_head(x)
+
+    def padding(self, starts: Sequence[int], length: int) -> Tensor:
+        """What hides positions before `starts` from attention, (B, 1, 1, length)."""
+        before = np.arange(length) < np.array(starts)[:, None]
+        return self._constant(np.where(before, -np.inf, 0)[:, None, None])
 
     def _constant(self, array: np.ndarray) -> Tensor:
         device = root(self.device)

@@ -4,17 +4,20 @@ Handles are numpy arrays, so views are free, and a kernel may decline what it do
 kernels are C++ (csrc/), compiled once per instruction set and chosen when the library is loaded.
 
 Environment, read once: ZOO_ISA forces an instruction set, ZOO_THREADS a number of threads (else one for each physical
-core that this process may use), ZOO_OFF="matmul,conv" leaves those ops to numpy ("winograd" and "bf16" are no ops: they
-switch off Winograd's algorithm for convolutions, and that a layer with bfloat16 weights rounds its input to bfloat16),
-ZOO_WINOGRAD_MB limits the memory in which Winograd's transformed weights are kept (a quarter of the machine's; 0 keeps
-none), ZOO_TUNE=1 measures which algorithm is fastest for each new shape and remembers it in the user's cache,
-ZOO_TUNE=0 does not even follow what is remembered (kernels/tune.py).
+core that this process may use), ZOO_OFF="matmul,conv" leaves those ops to numpy (no ops, but switched off there too:
+"winograd", Winograd's algorithm for convolutions, "bf16", that a layer with bfloat16 weights rounds its input to
+bfloat16, and "capture", the replay of recorded steps), ZOO_WINOGRAD_MB limits the memory in which Winograd's
+transformed weights are kept (a quarter of the machine's; 0 keeps none), ZOO_TUNE=1 measures which algorithm is fastest
+for each new shape and remembers it in the user's cache, ZOO_TUNE=0 does not even follow what is remembered
+(kernels/tune.py).
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib import import_module
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ import numpy as np
 from zoo.core.backends.cpu import kernels
 from zoo.core.backends.cpu.kernels import tune, winograd
 from zoo.core.backends.cpu.pack import Packed, pack
+from zoo.core.backends.cpu.recorder import Recorder, Replay
 from zoo.core.backends.numpy import Kernel, NumpyBackend
 from zoo.core.dtype import bfloat16, float16
 from zoo.core.errors import DeviceError, OpError, ZooError
@@ -53,6 +57,10 @@ def _either(kernel: Kernel, other: Kernel | None) -> Kernel:
 
 class CpuBackend(NumpyBackend):
     """Handles are numpy arrays; a weight may also be `Packed`."""
+
+    recorder: Recorder | None = None
+    small = 4096
+    """Values; numpy's adds and products of fewer take less than a native call."""
 
     def __init__(self) -> None:
         super().__init__("cpu")
@@ -108,6 +116,8 @@ class CpuBackend(NumpyBackend):
         return (self.isa, f"{n} thread{'s' * (n != 1)}")
 
     def bind(self, prim: Any, args: Any, attrs: Any) -> Any:
+        if self.recorder is not None and self.recorder.thread == get_ident():
+            return self.recorder.bind(prim, args, attrs)
         for a in args:
             if type(a) is Packed:
                 return self._bind_packed(prim, args, attrs)
@@ -136,5 +146,17 @@ class CpuBackend(NumpyBackend):
         let_go(weight)  # a mapped checkpoint would else be in memory twice
         return packed
 
+    @property
+    def records(self) -> bool:
+        return "capture" not in self.off
+
+    def record(self, step: Callable[[], Any]) -> Replay | None:
+        """Runs a step and keeps what it did (zoo/core/capture.py). One at a time is recorded."""
+        if self.recorder is not None:
+            return None
+        return Recorder(self).record(step)
+
     def to_host(self, handle: Any) -> np.ndarray:
+        if self.recorder is not None and self.recorder.thread == get_ident():
+            return self.recorder.to_host(handle)
         return handle.unpack() if type(handle) is Packed else super().to_host(handle)

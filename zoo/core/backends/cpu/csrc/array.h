@@ -10,6 +10,7 @@
 #include <string>
 
 #include "common.h"
+#include "recording.h"
 
 namespace nb = nanobind;
 
@@ -100,6 +101,7 @@ struct After {
 // Calls a kernel with the interpreter lock released.
 template <class Args>
 void run(void (*kernel)(const Args&), const Args& args) {
+    if (Recording* const r = recording()) r->calls.emplace_back([kernel, kept = Kept<Args>(args, *r)] { kernel(kept.get()); });
     nb::gil_scoped_release unlocked;
     kernel(args);
 }

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <new>
 #include <vector>
 
@@ -100,10 +101,38 @@ void refill(const Block& block, size_t most) {
     trim(most);
 }
 
+// Blocks of one owner, which go to nobody else: those of a recording, whose calls write to them again and again. What was given back
+// is taken by the next of its size, so that a step of hundreds of calls lies in a few blocks, which stay in the caches.
+struct Arena {
+    std::vector<Block> all, free;
+
+    Block take(size_t bytes) {
+        const size_t size = (bytes + 63) / 64 * 64;
+        for (size_t i = free.size(); i-- > 0;) {
+            if (free[i].size != size) continue;
+            const Block found = free[i];
+            free.erase(free.begin() + (ptrdiff_t)i);
+            return found;
+        }
+        all.push_back({nullptr, size});
+        all.back().data = static_cast<char*>(aligned_alloc(64, std::max<size_t>(size, 64)));
+        if (!all.back().data) throw std::bad_alloc();
+        return all.back();
+    }
+    Arena() = default;
+    Arena(const Arena&) = delete;
+    ~Arena() {
+        for (const Block& block : all) ::free(block.data);
+    }
+};
+
 // Bytes that an array may lie in.
 struct Memory {
     Block block{};
+    nb::object owner;  // an Arena; none: all share it
+    Arena* arena = nullptr;
 
+    Memory(size_t bytes, nb::object of) : owner(std::move(of)), arena(nb::cast<Arena*>(owner)) { block = arena->take(bytes); }
     explicit Memory(size_t bytes) {
         const size_t size = size_class(bytes);
         used_bytes += size;
@@ -128,6 +157,10 @@ struct Memory {
         refill(block, std::max(most_used - used_bytes, LITTLE));
     }
     ~Memory() {
+        if (arena) {
+            arena->free.push_back(block);
+            return;
+        }
         idle.push_back(block);
         idle_bytes += block.size, used_bytes -= block.size;
         trim(limit());
@@ -146,7 +179,10 @@ void bind_memory(nb::module_& m) {
     nb::set_leak_warnings(false);  // arrays may outlive the module when the interpreter ends
     static PyType_Slot slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(get_buffer)}, {0, nullptr}};
     nb::class_<Memory>(m, "Memory", nb::type_slots(slots), "Bytes for an array, uninitialised; kept for the next one when nobody holds them.")
-        .def(nb::init<size_t>(), nb::arg("bytes"));
+        .def(nb::init<size_t>(), nb::arg("bytes"))
+        .def(nb::init<size_t, nb::object>(), nb::arg("bytes"), nb::arg("arena"))
+        .def_prop_ro("arena", [](const Memory& memory) { return memory.arena ? memory.owner : nb::object(nb::none()); });
+    nb::class_<Arena>(m, "Arena", "Memory of one owner, that nobody else is given.").def(nb::init<>());
     m.def("idle_memory", [] { return idle_bytes; }, "Bytes kept for arrays to come.");
     m.def("release_memory", [] { trim(0); }, "Gives all idle memory back to the system.");
 }

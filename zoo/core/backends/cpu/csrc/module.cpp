@@ -3,6 +3,7 @@
 
 namespace zoo {
 void bind_memory(nb::module_&);
+void bind_recording(nb::module_&);
 void bind_gemm(nb::module_&);
 void bind_conv(nb::module_&);
 void bind_attention(nb::module_&);
@@ -20,6 +21,7 @@ NB_MODULE(_native, m) {
     m.def("threads", zoo::threads);
     m.def("set_threads", zoo::set_threads, nb::arg("count"), "0: one per physical core that this process may use.");
     zoo::bind_memory(m);
+    zoo::bind_recording(m);
     zoo::bind_gemm(m);
     zoo::bind_conv(m);
     zoo::bind_attention(m);

@@ -19,4 +19,4 @@ KERNELS: Kernels = {
     **quant.KERNELS,
     **qconv.KERNELS,
 }
-ALGORITHMS = {"winograd", "bf16"}  # may be switched off like an op
+ALGORITHMS = {"winograd", "bf16", "capture"}  # may be switched off like ops

@@ -53,4 +53,11 @@ def upsample(b: Any, x: Any, *, scale: Any) -> Any:
     return out
 
 
-KERNELS: Kernels = {"concat": concat, "upsample": upsample}
+def update_rows(b: Any, x: Any, update: Any, positions: Any, *, donate: bool) -> Any:
+    if not (donate and x.flags.c_contiguous and update.flags.c_contiguous and x.itemsize <= 8):
+        return NotImplemented
+    b.native.place(_bytes(x), _bytes(update), np.ascontiguousarray(positions, np.int32))
+    return x
+
+
+KERNELS: Kernels = {"concat": concat, "upsample": upsample, "update_rows": update_rows}

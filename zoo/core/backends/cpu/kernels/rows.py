@@ -21,7 +21,6 @@ from zoo.core.stats import count
 
 UNARY = {name: code for name, code in CODES.items() if name} | {"exp": len(CODES)}
 BINARY = {"add": 0, "sub": 1, "mul": 2, "div": 3, "maximum": 4, "minimum": 5}
-SMALL = 4096  # values; numpy's adds and products of fewer take less than a call
 MASK = 0xFFFFFFFF
 LARGEST = float(np.finfo(F32).max)
 
@@ -34,6 +33,13 @@ def _words(x: Any) -> Any:
 def _wide(x: Any) -> Any:
     """A small array in float32, in one run."""
     return None if x is None else np.ascontiguousarray(x, dtype=F32)
+
+
+def _weight(b: Any, x: Any, dtype: Any) -> Any:
+    """A norm's weight as it meets numbers of a dtype, in float32."""
+    if x is None or x.dtype is dtype:
+        return _wide(x)
+    return b.ops.cast(x, dtype=F32) if dtype is F32 else _wide(x.astype(dtype))
 
 
 def _stored(*arrays: Any) -> bool:
@@ -144,7 +150,7 @@ def _binary(name: str) -> Callable[..., Any]:
         turned = not isinstance(x, np.ndarray) or (isinstance(y, np.ndarray) and y.size > x.size)
         if turned:
             x, y = y, x
-        if not isinstance(x, np.ndarray) or x.size < SMALL or not _stored(x) or not x.flags.c_contiguous:
+        if not isinstance(x, np.ndarray) or x.size < b.small or not _stored(x) or not x.flags.c_contiguous:
             return NotImplemented
         if not _operand(y, x):
             return NotImplemented
@@ -160,7 +166,7 @@ def _binary(name: str) -> Callable[..., Any]:
 
 def where(b: Any, condition: Any, x: Any, y: Any) -> Any:
     branches = [v for v in (x, y) if isinstance(v, np.ndarray)]
-    if condition.size < SMALL or not _full(*branches) or any(v.shape != condition.shape for v in branches):
+    if condition.size < b.small or not _full(*branches) or any(v.shape != condition.shape for v in branches):
         return NotImplemented
     arrays = tuple(_words(v) if isinstance(v, np.ndarray) else None for v in (x, y))
     numbers = tuple(0.0 if isinstance(v, np.ndarray) else float(v) for v in (x, y))
@@ -315,8 +321,7 @@ def rms_norm(b: Any, x: Any, weight: Any, *, eps: float) -> Any:
     if not _stored(x):
         return NotImplemented
     y = empty(x.shape, x.dtype)
-    rounded = weight if weight.dtype == x.dtype else weight.astype(x.dtype)  # as the body does
-    _run(b, "rms_norm", _rows(x), x.dtype, (_words(x), _wide(rounded)), (y,), (eps,))
+    _run(b, "rms_norm", _rows(x), x.dtype, (_words(x), _weight(b, weight, x.dtype)), (y,), (eps,))
     return y
 
 
@@ -332,7 +337,7 @@ def layer_norm(b: Any, x: Any, weight: Any, bias: Any, *, eps: float) -> Any:
     if not _stored(x):
         return NotImplemented
     y = empty(x.shape, x.dtype)
-    _run(b, "layer_norm", _rows(x), x.dtype, (_words(x), _wide(weight), _wide(bias)), (y,), (eps,))
+    _run(b, "layer_norm", _rows(x), x.dtype, (_words(x), _weight(b, weight, F32), _weight(b, bias, F32)), (y,), (eps,))
     return y
 
 
@@ -381,7 +386,7 @@ def group_norm_grad(b: Any, x: Any, weight: Any, g: Any, *, groups: int, eps: fl
 
 
 def sum_(b: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
-    if x.size < SMALL or not _full(x) or not x.flags.c_contiguous:
+    if x.size < b.small or not _full(x) or not x.flags.c_contiguous:
         return NotImplemented
     axes = infer.axes_tuple(axis, x.ndim)
     if not axes or axes[-1] == x.ndim - 1 or axes != tuple(range(axes[0], axes[-1] + 1)):

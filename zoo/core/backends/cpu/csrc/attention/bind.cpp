@@ -2,6 +2,14 @@
 #include "../dispatch.h"
 
 namespace zoo {
+
+template <>
+struct Kept<QuantAttention> {
+    QuantAttention args;
+    Kept(const QuantAttention& a, Recording& r) : args(a) { args.strange = &r.strange; }
+    const QuantAttention& get() const { return args; }
+};
+
 namespace {
 
 // q, k or v: float32, or 16-bit numbers as uint16, of which `storage` says what they are.

@@ -1,7 +1,28 @@
 #include "../array.h"
 #include "../dispatch.h"
 
+#include <memory>
+
 namespace zoo {
+
+template <>
+struct Kept<QuantLinears> {
+    std::shared_ptr<std::vector<QuantLinear>> each;  // a call is copied
+    QuantLinears args;
+    Kept(const QuantLinears& a, Recording& r)
+        : each(std::make_shared<std::vector<QuantLinear>>(a.each, a.each + a.count)), args{each->data(), a.count} {
+        for (QuantLinear& q : *each) q.strange = &r.strange;
+    }
+    const QuantLinears& get() const { return args; }
+};
+
+template <>
+struct Kept<QuantConv> {
+    QuantConv args;
+    Kept(const QuantConv& a, Recording& r) : args(a) { args.strange = &r.strange; }
+    const QuantConv& get() const { return args; }
+};
+
 namespace {
 
 i64 panels(i64 N) { return (N + kernels().quant->columns - 1) / kernels().quant->columns * kernels().quant->columns; }

@@ -131,6 +131,20 @@ void move(nb::handle x_, nb::handle y_) {
     run(kernels().rows->move, m);
 }
 
+void place(nb::handle x_, nb::handle update_, nb::handle positions_) {
+    const View x(x_, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE), update(update_, PyBUF_C_CONTIGUOUS);
+    const ArrayOf<int32_t> positions(positions_, "positions");
+    const Py_buffer &to = x.buffer, &from = update.buffer;
+    check(to.ndim >= 2 && to.ndim == from.ndim && to.itemsize == from.itemsize && to.shape[0] == from.shape[0] &&
+              std::equal(to.shape + 2, to.shape + to.ndim, from.shape + 2),
+          "x and update must be alike but for their rows");
+    check(positions.nd == 1 && positions.shape[0] == to.shape[0] && positions.contiguous(), "there must be one position for each text");
+    Place p{to.shape[0], to.shape[1], from.shape[1], to.itemsize, static_cast<char*>(to.buf), static_cast<const char*>(from.buf),
+            positions.data};
+    for (int i = 2; i < to.ndim; i++) p.run *= to.shape[i];
+    run(kernels().rows->place, p);
+}
+
 }  // namespace
 
 void bind_rows(nb::module_& m) {
@@ -138,6 +152,8 @@ void bind_rows(nb::module_& m) {
           nb::arg("numbers") = nb::tuple(), nb::arg("settings") = nb::tuple(),
           "Runs a kernel of csrc/rows/table.h, which says what each takes.");
     m.def("move", move, nb::arg("x"), nb::arg("y"), "y[...] = x for views of one shape whose last axes are contiguous.");
+    m.def("place", place, nb::arg("x"), nb::arg("update"), nb::arg("positions"),
+          "x[b, positions[b] + l] = update[b, l], both contiguous; rows outside x are left out.");
     m.def("windows", windows, nb::arg("x"), nb::arg("y"), nb::arg("g").none(), nb::arg("dx").none(), nb::arg("window"), nb::arg("stride"),
           nb::arg("pad"), nb::arg("maximum"), "y = maximum or sum under each window of x; with g, dx = the gradient of the maximum.");
 }

@@ -28,7 +28,7 @@ namespace {
 
 extern const RowsKernels FAMILY_TABLE(rows);
 #define KERNEL(name, signature) name,
-constexpr RowsKernels FAMILY_TABLE(rows) = {ROWS_OPS(KERNEL) windows, move};
+constexpr RowsKernels FAMILY_TABLE(rows) = {ROWS_OPS(KERNEL) windows, move, place};
 #undef KERNEL
 
 }  // namespace zoo

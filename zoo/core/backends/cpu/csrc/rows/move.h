@@ -16,3 +16,13 @@ void move(const Move& m) {
         }
     });
 }
+
+void place(const Place& p) {
+    for (i64 b = 0; b < p.texts; b++) {
+        for (i64 l = 0; l < p.rows; l++) {
+            const i64 row = p.positions[b] + l;
+            if (row < 0 || row >= p.room) continue;
+            __builtin_memcpy(p.x + (b * p.room + row) * p.run, p.update + (b * p.rows + l) * p.run, (size_t)p.run);
+        }
+    }
+}

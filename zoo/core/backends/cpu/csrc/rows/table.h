@@ -59,6 +59,14 @@ struct Move {
     char* y;
 };
 
+// Rows of texts that come to lie behind the first positions[text] of a cache; those outside it are left out.
+struct Place {
+    i64 texts, room, rows, run;  // x (texts, room, run bytes), update (texts, rows, run bytes)
+    char* x;
+    const char* update;
+    const int32_t* positions;
+};
+
 // Windows over two spatial axes; all arrays are contiguous.
 struct Windows {
     i64 batch, size[2], channels, out[2], window[2], stride[2], pad[2];
@@ -75,6 +83,7 @@ struct RowsKernels {
 #undef MEMBER
     void (*windows)(const Windows&);
     void (*move)(const Move&);
+    void (*place)(const Place&);
 };
 
 }  // namespace zoo
