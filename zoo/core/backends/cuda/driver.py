@@ -30,6 +30,7 @@ class Driver:
 
     def __init__(self, xp: Any, arch: int, multiprocessors: int, shared_limit: int):
         self.xp, self.arch, self.multiprocessors, self.shared_limit = xp, arch, multiprocessors, shared_limit
+        self.capturing = False  # within capture(), where nothing may wait for the GPU
         self._kernels: dict[tuple[Any, ...], Any] = {}
 
     def kernel(self, file: str, name: str, **constants: Constant) -> Kernel:
@@ -165,9 +166,11 @@ class CupyDriver(Driver):
         graph = CupyGraph(self)
         with self.current():
             self.stream.begin_capture(self.xp.cuda.runtime.streamCaptureModeThreadLocal)
+            self.capturing = True
             try:
                 yield graph
             finally:
+                self.capturing = False
                 graph.made = self.stream.end_capture()
 
 

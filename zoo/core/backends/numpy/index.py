@@ -8,7 +8,7 @@ from zoo.core.dtype import HALVES, float32, int32
 from zoo.core.errors import ShapeError
 
 
-def _check(indices: Any, n: int) -> None:
+def check_range(indices: Any, n: int) -> None:
     if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= n):
         raise ShapeError(
             f"indices run from {int(indices.min())} to {int(indices.max())}, the axis holds 0 to {n - 1}",
@@ -17,17 +17,17 @@ def _check(indices: Any, n: int) -> None:
 
 
 def take(b: Any, x: Any, indices: Any) -> Any:
-    _check(indices, x.shape[0])
+    check_range(indices, x.shape[0])
     return x[indices]
 
 
 def gather(b: Any, x: Any, indices: Any, *, axis: int) -> Any:
-    _check(indices, x.shape[axis])
+    check_range(indices, x.shape[axis])
     return b.xp.take_along_axis(x, indices.astype("int64"), axis=axis)
 
 
 def scatter_add(b: Any, x: Any, indices: Any, updates: Any) -> Any:
-    _check(indices, x.shape[0])
+    check_range(indices, x.shape[0])
     wide = float32 if x.dtype in HALVES else x.dtype
     y = x.astype(wide, copy=True)
     b.add_at(y, indices, updates.astype(wide, copy=False))

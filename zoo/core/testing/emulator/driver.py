@@ -82,10 +82,11 @@ class EmulatedDriver(Driver):
     def capture(self) -> Iterator[EmulatedGraph]:
         """Launches are recorded and not run, as on a GPU."""
         self.recording = graph = EmulatedGraph()
+        self.capturing = True
         try:
             yield graph
         finally:
-            self.recording = None
+            self.recording, self.capturing = None, False
 
 
 class EmulatedGraph:

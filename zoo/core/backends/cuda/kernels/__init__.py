@@ -7,9 +7,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from zoo.core.backends.cuda.kernels import conv, elementwise
+from zoo.core.backends.cuda.kernels import (
+    activation,
+    conv,
+    elementwise,
+    index,
+    norm,
+    optim,
+    random,
+    reduce,
+    rope,
+    softmax,
+    window,
+)
 
 KERNELS: dict[str, Callable[..., Any]] = {
     **elementwise.KERNELS,
     **conv.KERNELS,
+    **activation.KERNELS,
+    **index.KERNELS,
+    **norm.KERNELS,
+    **optim.KERNELS,
+    **random.KERNELS,
+    **reduce.KERNELS,
+    **rope.KERNELS,
+    **softmax.KERNELS,
+    **window.KERNELS,
 }
