@@ -1,10 +1,9 @@
 """Fusion(device): a device that puts elementwise chains off, and calculates each in one pass over memory.
-
-Elementwise ops, casts, reductions along the last axis and what spreads their results again are recorded (node.py). When
-a value is needed, what leads to it is gathered into a region (region.py), whose program (program.py) the tile
-interpreter of the cpu device runs; every other op is a barrier: its arguments are calculated and the inner device does
-it. Where the inner device has no interpreter, or with ZOO_FUSE=interpret, the record is worked off op by op: the oracle
-and the off switch. Errors come at the call, from `infer`, never later.
+ Elementwise ops, casts, reductions along the last axis and what spreads their results again are recorded (node.py).
+When a value is needed, what leads to it is gathered into a region (region.py), and runs as one program: on cpu by the
+tile interpreter (program.py, tiles.py), on cuda as a kernel of its own (nvrtc.py); every other op is a barrier: its
+arguments are calculated and the inner device does it. Where the inner device has neither, or with ZOO_FUSE=interpret,
+the record is worked off op by op: the oracle and the off switch. Errors come at the call, from `infer`, never later.
 """
 
 from __future__ import annotations
@@ -23,8 +22,9 @@ from zoo.core.device import device as device_of
 from zoo.core.dtype import bfloat16, bool_, float16, float32, int8, int32, uint8
 from zoo.core.errors import ZooError
 from zoo.core.fusion.node import Lazy, Node
-from zoo.core.fusion.program import NAMES, OUTPUTS, REDUCTIONS, Program, compiled, tree
+from zoo.core.fusion.program import NAMES, OUTPUTS, REDUCTIONS, tree
 from zoo.core.fusion.region import ALIASES, Region
+from zoo.core.fusion.tiles import SMALL, Tiles
 from zoo.core.prim import Kind, Ops, Prim
 from zoo.core.prims import TABLE
 from zoo.core.prims.infer import axes_tuple
@@ -36,7 +36,6 @@ READ: frozenset[np.dtype] = CALCULATED | {int8, uint8, int32}  # and of what a c
 
 MAX_NODES = 64  # in one record: it is a Python object that grows with every op
 MAX_HELD = 64 << 20  # bytes that a record may keep from being freed, or eight times the bytes of its result
-SMALL = 1 << 17  # numbers; below, they stay in the cache and op by op is quicker: recording takes 5 us an op, a run 20
 PROGRAMS = 512  # that are remembered
 
 
@@ -59,10 +58,11 @@ class Fusion:
     inner: Any
     name: str
     ops: Ops
-    tiles: Any  # the native module of the tile interpreter, or None
-    small: int
+    executor: Any  # what compiles and runs programs (tiles.py, nvrtc.py), or None
+    small: int  # below so many numbers nothing is recorded
     _kernels: Any
-    _programs: OrderedDict[Any, Program | None]
+    _handles: tuple[type, ...]  # what ops in bodies may be given
+    _programs: OrderedDict[Any, Any]
     _lock: threading.Lock
 
     def __repr__(self) -> str:
@@ -76,7 +76,7 @@ class Fusion:
             node = getattr(self, "_" + joins)(prim, args, attrs)
             if node is not None:
                 return node if type(node) is not Node else self._recorded(node)
-        elif prim.lower is not None and prim.name not in self._kernels and not any(_foreign(a) for a in args):
+        elif prim.lower is not None and prim.name not in self._kernels and not any(self._foreign(a) for a in args):
             return prim.lower(self.ops, *args, **attrs)
         return self.inner.bind(prim, [self.value(a) for a in args], attrs)
 
@@ -121,7 +121,7 @@ class Fusion:
             elif isinstance(a, float | int):
                 known.append(a)
                 continue
-            elif (type(a) is np.ndarray and a.flags.aligned) or self.tiles is None or isinstance(a, np.generic):
+            elif self.executor is None or self.executor.reads(a):
                 known.append(a)
             else:
                 return None
@@ -205,7 +205,7 @@ class Fusion:
             args, value = node.args, node.value
             if value is not None:
                 continue
-            if self.tiles is None:
+            if self.executor is None:
                 self._interpret(node)
             elif node.prim.name in ALIASES:
                 self.force(args)
@@ -228,21 +228,22 @@ class Fusion:
             return self.force(region.cuts)
         kept = region.results([root, *roots], OUTPUTS)
         columns = root.space[-1] if root.space else 1
-        whole = columns <= self.tiles.TILE_WHOLE
-        program = self._program(tuple(region.ops), tuple((p, NAMES[n.dtype]) for n, p in kept), whole)
+        results = tuple((p, NAMES[n.dtype]) for n, p in kept)
+        program = self._program(tuple(region.ops), results, self.executor.whole(columns))
         if program is None:
             if len(roots) > 1 and len(region.ops) > alone:
                 return self._fuse(root, [root])
             return self._divide(root)
-        outputs = [np.empty(n.shape, n.dtype) for n, _ in kept]
-        program.run(
-            [_plain(a) for a in region.inputs], [_plain(a) for a in outputs],
-            region.numbers + program.constants, root.space,
-        )  # fmt: skip
+        outputs = [self.executor.empty(n.shape, n.dtype) for n, _ in kept]
+        self.executor.run(program, region.inputs, outputs, region.numbers, root.space)
         count("fusion.runs")
         count("fusion.nodes", len(region.nodes))
         for (node, _), array in zip(kept, outputs, strict=True):
             node.keep(array)
+
+    def _foreign(self, a: Any) -> bool:
+        """Whether this is a handle that only the inner device understands: a packed weight."""
+        return a is not None and not isinstance(a, self._handles)
 
     def _divide(self, root: Node) -> None:
         pending = [a for a in root.args if type(a) is Node and a.value is None]
@@ -251,14 +252,14 @@ class Fusion:
         else:
             self._interpret(root)
 
-    def _program(self, ops: Any, outputs: Any, whole: bool) -> Program | None:
+    def _program(self, ops: Any, outputs: Any, whole: bool) -> Any:
         key = (ops, outputs, whole)
         with self._lock:
             if key in self._programs:
                 self._programs.move_to_end(key)
                 count("fusion.cache_hits")
                 return self._programs[key]
-        program = compiled(self.tiles, ops, outputs, whole)
+        program = self.executor.compiled(ops, outputs, whole)
         count("fusion.compiled")
         with self._lock:
             self._programs[key] = program
@@ -296,16 +297,6 @@ def _meta(prim: Prim, known: list[Any]) -> tuple[tuple[int, ...], np.dtype] | No
     return shape, bool_ if prim.result == "bool" else dtype
 
 
-def _foreign(a: Any) -> bool:
-    """Whether this is a handle that only the inner device understands: a packed weight."""
-    return a is not None and not isinstance(a, Lazy | np.ndarray | np.generic | float | int)
-
-
-def _plain(array: np.ndarray) -> np.ndarray:
-    """As the buffer protocol knows it: half precision as 16-bit words."""
-    return array.view(np.uint16) if array.dtype.itemsize == 2 else array
-
-
 def _measured(root: Node) -> tuple[int, int]:
     """How many nodes are not calculated from here on back, and the bytes of the arrays they hold, each counted once."""
     seen, arrays, stack, held = {root}, set(), [root], 0
@@ -329,10 +320,22 @@ def _fusion(inner: Any) -> Fusion:
     made = object.__new__(Fusion)
     made.inner, made.name = inner, f"fusion({inner.name})"
     made.ops = Ops(made)
-    native = getattr(inner, "native", None)
-    made.tiles = None if mode or not hasattr(native, "TileProgram") else native
-    made.small = SMALL
+    made.executor = None if mode else _executor(inner)
+    made.small = made.executor.small if made.executor else SMALL
+    array = getattr(getattr(inner, "xp", None), "ndarray", np.ndarray)
+    made._handles = (Lazy, array, np.generic, float, int)
     made._kernels = getattr(inner, "kernels", TABLE)  # of a decorator, every composite is its own affair
     made._programs = OrderedDict()
     made._lock = threading.Lock()
     return made
+
+
+def _executor(inner: Any) -> Any:
+    """What runs programs on this device, or None."""
+    if hasattr(getattr(inner, "native", None), "TileProgram"):
+        return Tiles(inner.native)
+    if hasattr(inner, "driver"):
+        from zoo.core.fusion.nvrtc import Nvrtc
+
+        return Nvrtc(inner)
+    return None

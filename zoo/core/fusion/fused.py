@@ -16,7 +16,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def fused(fn: F) -> F:
     """`fn`, whose positional arguments are tensors and numbers and whose result is a tensor or a tuple of tensors (or
     None), on Fusion(device): what it calculates elementwise is calculated in one pass. Results are on the device of the
-    arguments, calculated. `fn` itself where that is no gain: few numbers, several devices, no interpreter."""
+    arguments, calculated. `fn` itself where that is no gain: few numbers, several devices, a device without
+    programs."""
 
     @functools.wraps(fn)
     def run(*args: Any, **settings: Any) -> Any:
@@ -24,7 +25,7 @@ def fused(fn: F) -> F:
         if len(devices) != 1:
             return fn(*args, **settings)
         fusion = Fusion(devices.pop())
-        if fusion.tiles is None or max(a.size for a in args if isinstance(a, Tensor)) < fusion.small:
+        if fusion.executor is None or max(a.size for a in args if isinstance(a, Tensor)) < fusion.small:
             return fn(*args, **settings)
         out = fn(*(Tensor(a.handle, fusion) if isinstance(a, Tensor) else a for a in args), **settings)
         results = out if type(out) is tuple else (out,)

@@ -56,7 +56,7 @@ class Region:
         """bare: a row value without the last axis."""
         key = (id(array), row, bare)
         if key not in self.found:
-            if type(array) is not np.ndarray:
+            if isinstance(array, np.generic):
                 array = np.asarray(array)
             self.found[key] = self._op("leaf", row, NAMES[array.dtype])
             self.inputs.append(array[..., None] if bare and array.ndim else array)

@@ -114,3 +114,13 @@ template <typename Number> __device__ __forceinline__ Number block_max(Number va
     __syncthreads();
     return value;
 }
+
+template <typename Number> __device__ __forceinline__ Number block_min(Number value, Number *scratch) {
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    value = warp_min(value);
+    if (lane == 0) scratch[warp] = value;
+    __syncthreads();
+    value = warp_min(scratch[lane < warps ? lane : 0]);
+    __syncthreads();
+    return value;
+}

@@ -25,11 +25,16 @@ WAVES = 16  # blocks for each multiprocessor at most; then threads take several 
 FUNCTION = re.compile(r"\b([a-z_]+)\(")
 
 
+@functools.lru_cache(4096)
+def _function_names(expr: str) -> str:
+    return FUNCTION.sub(r"op::\1(", expr)
+
+
 def expression(prim: Prim, names: Sequence[str]) -> str:
     """The op's formula in C, over values called `names`: its functions are those of namespace op in
     cu/functions.cuh."""
     assert prim.expr is not None
-    return FUNCTION.sub(r"op::\1(", prim.expr.format(*names))
+    return _function_names(prim.expr).format(*names)
 
 
 class Plan(NamedTuple):
@@ -68,13 +73,14 @@ def collapsed(
     return tuple(n for n, _ in axes), tuple(tuple(a[1][k] for a in axes) for k in range(len(strides)))
 
 
-def plan(driver: Any, arrays: Sequence[Any], out: Any) -> Plan | None:
-    """None if there are too many axes. `out` is contiguous and new."""
-    shape, strides = collapsed(out.shape, [broadcast_strides(a, out.shape) for a in (*arrays, out)])
+def plan(driver: Any, arrays: Sequence[Any], outs: Sequence[Any]) -> Plan | None:
+    """None if there are too many axes. `outs` are of one shape, contiguous and new."""
+    full = outs[0].shape
+    shape, strides = collapsed(full, [broadcast_strides(a, full) for a in (*arrays, outs[0])])
     if len(shape) > MAX_AXES:
         return None
     strides, last = strides[:-1], [s[-1] for s in strides[:-1]]
-    vector = 16 // max(a.dtype.itemsize for a in (*arrays, out))
+    vector = 16 // max(a.dtype.itemsize for a in (*arrays, *outs))
     fits = shape[-1] % vector == 0 and all(
         step == 0 or (step == 1 and all(s % vector == 0 for s in all_steps[:-1])
                       and driver.aligned(a, to=vector * a.dtype.itemsize))
@@ -100,8 +106,8 @@ def printed(operands: Sequence[Operand], axes: int, vector: int, wide_index: boo
             parameters.append(f"{kind} {name}")
             continue
         parameters.append(f"const {kind} *__restrict__ p_{name}")
-        parameters += [f"INDEX {name}{i}" for i in range(axes)]
-        where = " + ".join(f"i{i} * {name}{i}" for i in range(axes))
+        parameters += [f"INDEX {name}_{i}" for i in range(axes)]
+        where = " + ".join(f"i{i} * {name}_{i}" for i in range(axes))
         offsets.append(f"const {kind} *at_{name} = p_{name} + ({where});")
         if read == "vector" and vector > 1:
             loads.append(f"Vec<{kind}, VECTOR> v_{name}; v_{name}.load(at_{name});")
@@ -132,12 +138,12 @@ def run(b: Any, formula: str, args: Sequence[Any], shape: tuple[int, ...], dtype
     driver = b.driver
     out = b.xp.empty(shape, dtype)
     arrays = [a for a in args if not isinstance(a, np.generic)]
-    walk = plan(driver, arrays, out)
+    walk = plan(driver, arrays, (out,))
     if walk is None:
         return NotImplemented
     if not out.size:
         return out
-    wide = _wide(out, walk)
+    wide = walked(out.size, walk.shape, walk.strides)
     at: Any = np.int64 if wide else np.int32
     operands: list[Operand] = []
     values: list[Any] = []
@@ -164,12 +170,10 @@ def _constants(
     return printed(operands, axes, vector, wide) | {"OUT": out, "FORMULA": formula}
 
 
-def _wide(out: Any, walk: Plan) -> bool:
-    """Whether some offset passes 31 bits."""
-    most = max(
-        [out.size, *(sum(abs(s) * (n - 1) for s, n in zip(steps, walk.shape, strict=True)) for steps in walk.strides)]
-    )
-    return most >= 2**31 - THREADS * 16
+def walked(size: int, shape: Sequence[int], strides: Sequence[Sequence[int]]) -> bool:
+    """Whether some offset on this walk passes 31 bits."""
+    spans = [sum(abs(s) * (n - 1) for s, n in zip(steps, shape, strict=True)) for steps in strides]
+    return max(size, *spans, 0) >= 2**31 - THREADS * 16
 
 
 def number(value: Any, dtype: Any) -> Any:
