@@ -235,6 +235,7 @@ ATTENTIONS = [
     _attention("[causal, grouped, cached keys]", (1, 2, 4, 4), (1, 7, 2, 4), causal=True, **HIDDEN),
     _attention("[causal, more queries than keys]", (1, 6, 2, 4), (1, 3, 1, 4), causal=True, **HIDDEN),
     _attention("[one query]", (1, 1, 4, 8), (1, 9, 2, 8), causal=True),
+    _attention("[one query, many keys]", (1, 1, 4, 8), (1, 133, 2, 8), causal=True),
     _attention("[bias]", (2, 3, 2, 4), (2, 5, 2, 4), bias=lambda r: r.f(2, 2, 3, 5)),
     _attention("[bias by head]", (2, 3, 2, 4), (2, 5, 2, 4), bias=lambda r: r.f(2, 1, 5)),
     _attention("[bias, causal]", (1, 3, 2, 4), (1, 3, 2, 4), bias=lambda r: r.f(1, 1, 3, 3), causal=True, **HIDDEN),

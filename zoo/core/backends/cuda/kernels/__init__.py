@@ -9,6 +9,8 @@ from typing import Any
 
 from zoo.core.backends.cuda.kernels import (
     activation,
+    attention,
+    cache,
     conv,
     elementwise,
     index,
@@ -33,4 +35,6 @@ KERNELS: dict[str, Callable[..., Any]] = {
     **rope.KERNELS,
     **softmax.KERNELS,
     **window.KERNELS,
+    **attention.KERNELS,
+    **cache.KERNELS,
 }
