@@ -23,6 +23,7 @@ from zoo.nn import quantize
 from zoo.whisper.audio import HOP
 from zoo.whisper.cache import Cache
 from zoo.whisper.config import WhisperConfig
+from zoo.whisper.decoding import forward
 from zoo.whisper.model import Whisper
 from zoo.whisper.tokenizer import Tokenizer
 from zoo.whisper.transcribe import Options, transcribe
@@ -126,8 +127,7 @@ def greedy(whisper: Whisper, cache: Cache) -> list[int]:
     """The text's tokens, one by one, up to the one that ends it."""
     written, given = [], PROMPT
     while given[-1] != END:
-        logits = whisper.decode(_placed(whisper, np.array([given], np.int32)), cache)
-        given = [int(logits.numpy()[0, -1].argmax())]
+        given = [int(forward(whisper, np.array([given]), cache)[0].argmax())]
         written += given
     return written
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from zoo.core import ops
-from zoo.core.dtype import float16, float32
+from zoo.core.dtype import float16, float32, int32
 from zoo.core.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -25,31 +26,56 @@ class KeysValues(NamedTuple):
     values: Tensor
 
 
+@dataclass
+class Place:
+    """Where the new tokens of a pass lie, in all layers of a cache alike."""
+
+    positions: Tensor | None = None
+    """(B,) int32: that of the first one."""
+    lengths: Tensor | None = None
+    """(B,) int32: how many tokens there are with them. None: as many as `window`."""
+    window: int = 0
+    """Positions that attention looks at."""
+
+
 class LayerCache:
     """Of one layer. `cross` are keys and values of the audio, of A windows; those of tokens are of B = A n rows, the n
     hypotheses of a window beside each other."""
 
-    def __init__(self, cross: KeysValues, capacity: int):
-        self.cross = cross
-        self.capacity, self.length = capacity, 0
-        self._stored: KeysValues | None = None
+    def __init__(self, cross: KeysValues, place: Place):
+        self.cross, self.place = cross, place
+        self.stored: KeysValues | None = None
 
-    def append(self, k: Tensor, v: Tensor) -> KeysValues:
-        """Adds k, v (B, L, H, D); returns those of all tokens up to now (B, S, H, D)."""
-        start, stop = self.length, self.length + k.shape[1]
-        if self._stored is None:
-            shape = (k.shape[0], max(stop, self.capacity), *k.shape[2:])
-            self._stored = KeysValues(*(ops.zeros(shape, dtype=k.dtype, device=k.device) for _ in "kv"))
-        if stop > (room := self._stored.keys.shape[1]):
-            more = ((0, 0), (0, max(stop, 2 * room, GROWTH) - room), (0, 0), (0, 0))
-            self._stored = KeysValues(*(ops.pad(x, more) for x in self._stored))
-        put = (ops.update_slice(x, y, (0, start, 0, 0), donate=True) for x, y in zip(self._stored, (k, v), strict=True))
-        self._stored, self.length = KeysValues(*put), stop
-        return KeysValues(*(x[:, :stop] for x in self._stored))
+    def room(self, rows: int, capacity: int) -> None:
+        """For so many positions; what was there stays."""
+        if self.stored is None:
+            heads = self.cross.keys.shape[2:]
+            device = self.cross.keys.device
+            self.stored = KeysValues(*(ops.zeros((rows, capacity, *heads), device=device) for _ in "kv"))
+        else:
+            more = ((0, 0), (0, capacity - self.stored.keys.shape[1]), (0, 0), (0, 0))
+            self.stored = KeysValues(*(ops.pad(x, more) for x in self.stored))
 
-    def reorder(self, rows: Tensor) -> None:
-        if self._stored is not None:
-            self._stored = KeysValues(*(ops.take(x, rows) for x in self._stored))
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Adds k, v (B, L, H, D) at the cache's place; returns those there are up to now (B, S, H, D), and how many
+        of the S count (None: all)."""
+        place = self.place
+        assert self.stored is not None and place.positions is not None, "Cache.begin makes room"
+        put = (ops.update_rows(x, y, place.positions, donate=True) for x, y in zip(self.stored, (k, v), strict=True))
+        self.stored = KeysValues(*put)
+        keys, values = (x[:, : place.window] for x in self.stored)
+        return keys, values, place.lengths
+
+    def reorder(self, rows: Tensor, length: int) -> None:
+        """In place, where there are as many rows as before."""
+        if self.stored is None:
+            return
+        if rows.shape[0] != self.stored.keys.shape[0]:
+            self.stored = KeysValues(*(ops.take(x, rows) for x in self.stored))
+        else:
+            taken = (ops.take(x[:, :length], rows) for x in self.stored)
+            put = (ops.update_slice(x, y, (0, 0, 0, 0), donate=True) for x, y in zip(self.stored, taken, strict=True))
+            self.stored = KeysValues(*put)
 
 
 class Cache:
@@ -62,26 +88,48 @@ class Cache:
         many numbers as the weights of the decoder, and are read as often.
         """
         self.windows, self.device = encoded.shape[0], encoded.device
+        self.rows, self.capacity, self.wanted = 0, 0, capacity
+        self.length = 0
+        """Tokens that every layer has seen: where a pass was broken off, some have seen more."""
+        self.place = Place()
+        self.captured: dict[Any, Any] = {}
+        """Passes that write to this memory (step.py)."""
         self.layers: list[LayerCache] = []
         for layer in model.model.decoder.layers:
             weight = getattr(layer.encoder_attn.v_proj, "weight", None)  # an adapter has none of its own
             dtype = float32 if weight is None or weight.dtype == float32 else float16
             heard = layer.encoder_attn.keys_values(encoded)
-            self.layers.append(LayerCache(KeysValues(*(x.astype(dtype) for x in heard)), capacity))
+            self.layers.append(LayerCache(KeysValues(*(x.astype(dtype) for x in heard)), self.place))
 
-    @property
-    def length(self) -> int:
-        """How many tokens every layer has seen."""
-        return min(layer.length for layer in self.layers)
+    def room(self, rows: int, new: int) -> None:
+        """Makes room for `new` more tokens in so many rows."""
+        stop = self.length + new
+        if not self.rows or stop > self.capacity:
+            self.capacity = max(stop, 2 * self.capacity, GROWTH) if self.rows else max(stop, self.wanted)
+            self.rows = rows
+            for layer in self.layers:
+                layer.room(rows, self.capacity)
+            self.captured.clear()
+
+    def begin(self, rows: int, new: int) -> None:
+        """A pass over so many new tokens in so many rows begins; `length` grows when it has ended."""
+        self.room(rows, new)
+        positions = ops.full((rows,), self.length, dtype=int32, device=self.device)
+        self.at(positions, None, self.length + new)
+
+    def at(self, positions: Tensor, lengths: Tensor | None, window: int) -> None:
+        self.place.positions, self.place.lengths, self.place.window = positions, lengths, window
 
     def truncate(self, length: int) -> None:
         """Forgets all tokens behind the first `length`."""
-        for layer in self.layers:
-            layer.length = min(length, layer.length)
+        self.length = min(length, self.length)
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Row i is from now on what row rows[i] was. There may be more rows than before, or fewer, but n for each
         window, in the order of the windows: what was heard does not move."""
         indices = Tensor(self.device.from_host(np.asarray(rows, np.int32)), self.device)
         for layer in self.layers:
-            layer.reorder(indices)
+            layer.reorder(indices, self.length)
+        if self.rows not in (0, len(rows)):
+            self.rows = len(rows)
+            self.captured.clear()

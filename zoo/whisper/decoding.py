@@ -8,7 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from zoo.whisper.model import Whisper
 from zoo.whisper.rules import ApplyTimestampRules, Rule, SuppressBlank, SuppressTokens
 from zoo.whisper.sampling import Sampling
 from zoo.whisper.segment import STEP
+from zoo.whisper.step import step
 from zoo.whisper.tokenizer import Tokenizer
 
 
@@ -136,11 +137,11 @@ def decode(
     no_speech = _probability(logits, tokenizer.no_speech)
     if after.shape[1]:
         logits = forward(model, after, cache)
-    for step in range(min(most, room)):
+    for i in range(min(most, room)):
         for rule in allowed:
             rule.apply(logits, search.written or [[]] * windows)
         sources = search.step(logits)
-        if sources is None or step + 1 == min(most, room):
+        if sources is None or i + 1 == min(most, room):
             break
         if sources != list(range(len(sources))) or len(sources) != len(logits):
             cache.reorder(sources)
@@ -235,9 +236,7 @@ def start(cache: Cache, windows: int) -> None:
 
 def forward(model: Whisper, ids: np.ndarray, cache: Cache) -> np.ndarray:
     """Reads ids (R, L); logits (R, V) behind the last, float32, for the caller to change."""
-    device: Any = model.device
-    logits = model.decode(Tensor(device.from_host(np.ascontiguousarray(ids, np.int32)), device), cache, last=1)
-    return np.array(logits.numpy()[:, -1], np.float32)
+    return np.array(step(model, np.asarray(ids, np.int32), cache)[:, -1], np.float32)
 
 
 def compression_ratio(text: str) -> float:

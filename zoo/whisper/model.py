@@ -33,9 +33,10 @@ class Attention(Module):
     def __call__(self, x: Tensor, *, causal: bool = False, cache: LayerCache | None = None) -> Tensor:
         """x (B, L, width) looks at itself and, with a cache, at what came before."""
         q, k, v = map(self._heads, together(x, self.q_proj, self.k_proj, self.v_proj))
+        lengths = None
         if cache is not None:
-            k, v = cache.append(k, v)
-        return self.out_proj(_joined(ops.attention(q, k, v, causal=causal)))
+            k, v, lengths = cache.append(k, v)
+        return self.out_proj(_joined(ops.attention(q, k, v, None, lengths, causal=causal)))
 
     def keys_values(self, encoded: Tensor) -> KeysValues:
         """Of what was heard (B, S, width)."""
@@ -136,7 +137,7 @@ class Whisper(Module):
 
     def read(self, encoded: Tensor, ids: Tensor) -> Tensor:
         """The same from what `encode` gave."""
-        x, call = self._embedded(ids, 0), recomputed if self.recompute else DecoderLayer.__call__
+        x, call = self._whole(ids), recomputed if self.recompute else DecoderLayer.__call__
         for layer in self.model.decoder.layers:
             x = call(layer, x, encoded)
         return self._logits(x)
@@ -163,10 +164,25 @@ class Whisper(Module):
 
         last: logits of so many positions at the end only, (B, last, vocab_size); 0: of all.
         """
-        x = self._embedded(ids, cache.length)
+        seen, (rows, new) = cache.length, ids.shape
+        self.check_room(seen + new)
+        cache.begin(rows, new)
+        logits = self.run(ids, ops.arange(new, device=cache.device) + seen, cache, last)
+        cache.length += new
+        return logits
+
+    def run(self, ids: Tensor, positions: Tensor, cache: Cache, last: int) -> Tensor:
+        """The pass itself, in tensors alone. positions (L,); the cache knows where they lie."""
+        x = self._embedded(ids, ops.take(self.model.decoder.embed_positions.weight, positions))
         for layer, kept in zip(self.model.decoder.layers, cache.layers, strict=True):
             x = layer.hear(layer.write(x, kept), kept.cross)
         return self._logits(x[:, -last:] if last else x)
+
+    def check_room(self, tokens: int) -> None:
+        """Raises ShapeError for more tokens than there are positions."""
+        if tokens > self.config.max_target_positions:
+            why = f"{tokens} tokens; the model has positions for {self.config.max_target_positions}"
+            raise ShapeError(why, what="Whisper cannot write this")
 
     def cross_weights(
         self, ids: Tensor, encoded: Tensor, heads: Sequence[tuple[int, int]], frames: int | None = None
@@ -176,7 +192,7 @@ class Whisper(Module):
         ids (1, L), encoded (1, S, d_model) -> (len(heads), L, S), each row with sum 1; frames: over the first so many
         of the S positions alone, as OpenAI's word timestamps leave out what is padding (whisper/timing.py).
         """
-        x, found = self._embedded(ids, 0), {}
+        x, found = self._whole(ids), {}
         for i, layer in enumerate(self.model.decoder.layers):
             heard = layer.encoder_attn.keys_values(encoded)
             x = layer.write(x)
@@ -192,13 +208,14 @@ class Whisper(Module):
 
         return transcribe(self, audio, **options)
 
-    def _embedded(self, ids: Tensor, seen: int) -> Tensor:
-        decoder, c = self.model.decoder, self.config
-        if seen + ids.shape[1] > c.max_target_positions:
-            why = f"{seen + ids.shape[1]} tokens; the model has positions for {c.max_target_positions}"
-            raise ShapeError(why, what="Whisper cannot write this")
-        x = decoder.embed_tokens(ids).astype(float32)  # weights may be stored narrower; sums are float32
-        return x + decoder.embed_positions.weight[seen : seen + ids.shape[1]].astype(float32)
+    def _whole(self, ids: Tensor) -> Tensor:
+        """Embeddings of texts from their beginning."""
+        self.check_room(ids.shape[1])
+        return self._embedded(ids, self.model.decoder.embed_positions.weight[: ids.shape[1]])
+
+    def _embedded(self, ids: Tensor, places: Tensor) -> Tensor:
+        x = self.model.decoder.embed_tokens(ids).astype(float32)  # weights may be stored narrower; sums are float32
+        return x + places.astype(float32)
 
     def _logits(self, x: Tensor) -> Tensor:
         x = self.model.decoder.layer_norm(x)
