@@ -1,7 +1,8 @@
 """The cuda backend: own kernels (cu/, compiled by NVRTC when first asked for) over CuPy arrays; where there is none, or
 it declines, the reference's array code over CuPy; else the op's body.
 
-All that it knows of CUDA is its driver (driver.py). ZOO_OFF="rms_norm,add" leaves those ops to the array code.
+All that it knows of CUDA is its driver (driver.py). ZOO_OFF="rms_norm,add" leaves those ops to the array code;
+ZOO_TF32=1 lets products of float32 round their factors, at several times the rate (kernels/gemm.py).
 """
 
 from __future__ import annotations
@@ -30,12 +31,20 @@ def _either(kernel: Kernel, other: Kernel | None) -> Kernel:
     return run
 
 
+def _tf32(environ: Any) -> bool:
+    setting = environ.get("ZOO_TF32") or "0"
+    if setting not in ("0", "1"):
+        raise ZooError(f"ZOO_TF32={setting} cannot be used", "it may be 0 or 1")
+    return setting == "1"
+
+
 class CudaBackend(ArrayBackend):
     """Handles are arrays of driver.xp: cupy.ndarray on one GPU."""
 
     def __init__(self, driver: Driver, name: str = "cuda"):
         super().__init__(name, driver.xp)
         self.driver = driver
+        self.tf32 = _tf32(os.environ)
         off = {n for n in os.environ.get("ZOO_OFF", "").replace(" ", "").split(",") if n}
         for op, kernel in KERNELS.items():
             if op not in off:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.core.backends.cuda import cublas
 from zoo.core.backends.cuda.errors import opened
 from zoo.core.backends.cuda.source import Constant, whole
 from zoo.core.errors import DeviceError
@@ -44,6 +45,17 @@ class Driver:
         return found
 
     def _compile(self, file: str, name: str, constants: dict[str, Constant]) -> Kernel:
+        raise NotImplementedError
+
+    def gemm(
+        self, transpose_a: bool, transpose_b: bool, m: int, n: int, k: int, alpha: float, a: Any, lda: int,
+        stride_a: int, b: Any, ldb: int, stride_b: int, beta: float, c: Any, ldc: int, stride_c: int, batch: int, *,
+        tf32: bool,
+    ) -> None:  # fmt: skip
+        """c = alpha op(a) op(b) + beta c for each of `batch` matrices, as cublasGemmStridedBatchedEx has it: op(a) is
+        m x k, op(b) k x n, op transposes where `transpose_` says so; columns lie one after the other, lda numbers
+        apart, matrices stride_a numbers apart. a and b in one dtype, c in theirs or in float32; sums in float32, or
+        float64 of float64."""
         raise NotImplementedError
 
     def address(self, array: Any) -> int:
@@ -98,6 +110,9 @@ class CupyDriver(Driver):
 
     def _compile(self, file: str, name: str, constants: dict[str, Constant]) -> Kernel:
         return CupyKernel(_module(self.xp, self.index, whole(file, self.arch, constants)).get_function(name))
+
+    def gemm(self, *args: Any, **named: Any) -> None:
+        cublas.gemm(self.device.cublas_handle, *args, **named)
 
     def address(self, array: Any) -> int:
         return array.data.ptr

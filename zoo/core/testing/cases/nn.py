@@ -184,6 +184,13 @@ LINEAR = [
             dtypes=(float32, bfloat16)),
     _linear("[float16 weight, float32 bias]", lambda r: (r.f(4, 7), r.f(5, 7, dtype=float16), r.f(5, dtype=float32)),
             dtypes=(float32, float16)),
+    # more rows than kernels for few of them take
+    _linear("[12 rows, silu]", lambda r: (r.f(12, 33), r.f(19, 33), r.f(19)), "silu", ACTIVATED),
+    *[
+        _linear(f"[12 rows, {d.name} weight]", lambda r, d=d: (r.f(3, 4, 33), r.f(19, 33, dtype=d), r.f(19)),
+                dtypes=(float32, d))
+        for d in (bfloat16, float16)
+    ],
     _linear("[many terms]", lambda r: (np.ones((2, 3000)), np.ones((1, 3000))), tol=EXACT, second=False),
     _linear("[empty]", lambda r: (r.f(0, 7), r.f(5, 7), r.f(5)), tol=EXACT),
     _linear("[empty sum]", lambda r: (r.f(2, 0), r.f(5, 0), r.f(5)), tol=EXACT),

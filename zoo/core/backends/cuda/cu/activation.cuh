@@ -36,3 +36,17 @@ template <int activation> __device__ __forceinline__ float slope_at(float x) {
     const float s = sigmoid_of(u);
     return s + x * s * (1.0f - s) * du;
 }
+
+// Chosen at the call, for kernels that are large and apply it once to each number: all threads go the same way.
+__device__ inline float activate(int activation, float x) {
+    switch (activation) {
+        case 1: return activate<1>(x);
+        case 2: return activate<2>(x);
+        case 3: return activate<3>(x);
+        case 4: return activate<4>(x);
+        case 5: return activate<5>(x);
+        case 6: return activate<6>(x);
+        case 7: return activate<7>(x);
+        default: return x;
+    }
+}

@@ -13,9 +13,11 @@ from zoo.core.backends.cuda.kernels import (
     cache,
     conv,
     elementwise,
+    gemm,
     index,
     norm,
     optim,
+    quant,
     random,
     reduce,
     rope,
@@ -25,6 +27,8 @@ from zoo.core.backends.cuda.kernels import (
 
 KERNELS: dict[str, Callable[..., Any]] = {
     **elementwise.KERNELS,
+    **gemm.KERNELS,
+    **quant.KERNELS,
     **conv.KERNELS,
     **activation.KERNELS,
     **index.KERNELS,
