@@ -226,6 +226,13 @@ def gradients(backend, g, q, k, v, bias=None, causal=False, scale=None):
     return backend.bind(TABLE["attention_grad"], (g, q, k, v, bias), {"causal": causal, "scale": scale})
 
 
+def compare_gradients(found, args, bound, bias=None, **settings):
+    wide = [None if x is None else x.astype(np.float64) for x in (*args, bias)]
+    for got, want in zip(found, gradients(REFERENCE, *wide, **settings), strict=True):
+        assert got.dtype == args[0].dtype
+        np.testing.assert_allclose(got.astype(np.float64), want, rtol=0, atol=bound * (1 + np.abs(want).max()))
+
+
 @pytest.mark.parametrize("L, S", [(1, 1), (3, 40), (70, 66), (40, 9)])
 @pytest.mark.parametrize("H, Hkv, D, Dv", [(2, 2, 64, 64), (6, 2, 40, 24), (3, 1, 33, 7)])
 def test_gradients(rng, L, S, H, Hkv, D, Dv):
@@ -239,33 +246,44 @@ def test_gradients(rng, L, S, H, Hkv, D, Dv):
         before = stats().get("cuda.attention_grad", 0)
         found = gradients(emulated(), g, q, k, v, bias, causal=causal)
         assert stats()["cuda.attention_grad"] == before + 1
-        wide = [None if x is None else x.astype(np.float64) for x in (g, q, k, v, bias)]
-        for got, want in zip(found, gradients(REFERENCE, *wide, causal=causal), strict=True):
-            assert got.dtype == np.float32
-            # sums of up to 200 terms of size 10, each off by a few u: 1e-6 of the largest gradient
-            np.testing.assert_allclose(got, want, rtol=0, atol=3e-6 * (1 + np.abs(want).max()))
+        # sums of up to 200 terms of size 10, each off by a few u: 1e-6 of the largest gradient
+        compare_gradients(found, (g, q, k, v), 3e-6, causal=causal, bias=bias)
 
 
 @pytest.mark.parametrize("width", [32, 80, 96, 128, 160, 256])
 def test_gradients_of_all_head_sizes(rng, width):
     q, k, v = qkv(rng, 1, 20, 35, 2, 1, width)
     g = normal(rng, 1, 20, 2, width)
-    found = gradients(emulated(), g, q, k, v, causal=True)
-    wide = [x.astype(np.float64) for x in (g, q, k, v)]
-    for got, want in zip(found, gradients(REFERENCE, *wide, causal=True), strict=True):
-        np.testing.assert_allclose(got, want, rtol=0, atol=3e-6 * (1 + np.abs(want).max()))
+    compare_gradients(gradients(emulated(), g, q, k, v, causal=True), (g, q, k, v), 3e-6, causal=True)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_gradients_of_views_in_half_precision_and_with_other_scales(rng, dtype):
+GRAD, GRAD_MMA = "cuda.attention_grad", "cuda.attention_grad_mma"
+
+
+@pytest.mark.parametrize("counter, dtype, arch", [(GRAD, "float32", 90), (GRAD_MMA, "bfloat16", 90),
+                                                  (GRAD_MMA, "float16", 75), (GRAD, "bfloat16", 75)])  # fmt: skip
+def test_gradients_of_views_in_half_precision_and_with_other_scales(rng, counter, dtype, arch):
     fused = normal(rng, 2, 50, 12, 40, dtype=dtype)
     args = [normal(rng, 2, 50, 4, 80, dtype=dtype)[..., ::2], *(fused[:, :, i : i + 4] for i in (0, 4, 8))]
-    found = gradients(emulated(), *args, causal=True, scale=0.3)
-    wanted = gradients(REFERENCE, *(x.astype(np.float64) for x in args), causal=True, scale=0.3)
-    for got, want in zip(found, wanted, strict=True):
-        assert got.dtype == args[0].dtype
-        atol = BOUND[dtype] * (1 + np.abs(want).max())
-        np.testing.assert_allclose(got.astype(np.float64), want, rtol=0, atol=atol)
+    before = stats().get(counter, 0)
+    found = gradients(emulated(arch), *args, causal=True, scale=0.3)
+    assert stats()[counter] == before + 1
+    compare_gradients(found, args, BOUND[dtype], causal=True, scale=0.3)
+
+
+@pytest.mark.parametrize("L, S", [(1, 1), (70, 66), (20, 200), (150, 9)])
+@pytest.mark.parametrize("H, Hkv, D, Dv, dtype", [(2, 2, 64, 64, "float16"), (6, 2, 96, 24, "bfloat16"),
+                                                  (3, 1, 33, 7, "float16"), (2, 1, 128, 128, "bfloat16")])  # fmt: skip
+def test_gradients_on_tensor_cores(rng, L, S, H, Hkv, D, Dv, dtype):
+    q, k, v = qkv(rng, 1, L, S, H, Hkv, D, Dv, dtype)
+    g = normal(rng, 1, L, H, Dv, dtype=dtype)
+    bias = np.where(rng.random((1, 1, L, S)) < 0.3, -np.inf, 0.5).astype(np.float32)
+    bias[0, :, 0] = -np.inf
+    for settings in ({"causal": False}, {"causal": True, "bias": bias}):
+        before = stats().get(GRAD_MMA, 0)
+        found = gradients(emulated(), g, q, k, v, **settings)
+        assert stats()[GRAD_MMA] == before + 1
+        compare_gradients(found, (g, q, k, v), BOUND[dtype], **settings)
 
 
 def test_the_order_of_threads_changes_no_bit(rng):
@@ -276,11 +294,12 @@ def test_the_order_of_threads_changes_no_bit(rng):
         first, *others = [attention(d, q, k, v, causal=True) for d in devices]
         for other in others:
             np.testing.assert_array_equal(first, other)
-    g, q = normal(rng, 1, 40, 4, 40), normal(rng, 1, 40, 4, 40)
-    first, *others = [gradients(d, g, q, q, q, causal=True) for d in devices]
-    for other in others:
-        for a, b in zip(first, other, strict=True):
-            np.testing.assert_array_equal(a, b)
+    for dtype in ("float32", "bfloat16"):
+        g, q = (normal(rng, 1, 70, 4, 40, dtype=dtype) for _ in range(2))
+        first, *others = [gradients(d, g, q, q, q, causal=True) for d in devices]
+        for other in others:
+            for a, b in zip(first, other, strict=True):
+                np.testing.assert_array_equal(a, b)
 
 
 def test_what_the_kernels_do_not_do_is_left_to_the_body(rng):

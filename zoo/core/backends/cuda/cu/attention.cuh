@@ -70,6 +70,16 @@ __device__ inline float group_sum(float x) {
     return x;
 }
 
+// For gradients: `lanes` lanes' parts of a row, with the sum of what its weights weigh in `mean`, become one. ends: log2 of its
+// total, +inf for a row that saw no key, so that its weights 2^(s - ends) are 0.
+template <int lanes>
+__device__ inline void join_row(float& peak, float& total, float& mean, float& ends) {
+    const float top = group_max<lanes>(peak), factor = exp2f(peak - shift_of(top));
+    total = group_sum<lanes>(total * factor);
+    mean = group_sum<lanes>(mean * factor) * share_of(total);
+    ends = total == 0.0f ? INFINITY : top + log2f(total);
+}
+
 // `count` numbers side by side, 16 bytes or a part of it, widened.
 template <int count, class Stored>
 __device__ inline void read_vector(const Stored* from, float* to) {

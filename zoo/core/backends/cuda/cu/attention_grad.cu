@@ -99,12 +99,7 @@ extern "C" __global__ void __launch_bounds__(256) attention_grad_rows(
         }
         if (pass == 1) break;
 #pragma unroll
-        for (int i = 0; i < R; i++) {  // the 16 lanes' parts become one
-            const float top = group_max<16>(peak[i]), factor = exp2f(peak[i] - shift_of(top));
-            total[i] = group_sum<16>(total[i] * factor);
-            mean[i] = group_sum<16>(mean[i] * factor) * share_of(total[i]);
-            ends[i] = top == NOTHING && total[i] == 0.0f ? INFINITY : top + log2f(total[i]);
-        }
+        for (int i = 0; i < R; i++) join_row<16>(peak[i], total[i], mean[i], ends[i]);
     }
 #pragma unroll
     for (int i = 0; i < R; i++) {

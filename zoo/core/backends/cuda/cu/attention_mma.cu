@@ -14,27 +14,10 @@
 //   floor     2 L S (D + Dv) flops per head, half of them if causal; DIM is D rounded up, which D = 40 and 80 pay: 1.2 and 1.0
 
 #include "prelude.cuh"
-#include "attention.cuh"
+#include "attention_mma.cuh"
 
-constexpr int ROWS = 64, STRIDE = DIM + 8, STEPS = DIM / 16, TILES = KEYS / 8, COLUMNS = DIM / 8;
+constexpr int ROWS = 64, TILES = KEYS / 8;
 constexpr bool IN_REGISTERS = DIM <= 160;
-
-// `count` rows of D numbers, of `all`, on their way into rows of STRIDE; zeros beyond.
-template <int all, class Row>
-__device__ inline void fetch_tile(T* to, Row row, int count, int D, bool aligned) {
-    for (int i = threadIdx.x; i < all * (DIM / 8); i += 128) {
-        const int r = i / (DIM / 8), first = i % (DIM / 8) * 8;
-        const bool there = r < count && first < D;
-        const T* const from = row(there ? r : 0) + (there ? first : 0);
-        T* const at = to + r * STRIDE + first;
-        if (aligned && (!there || first + 8 <= D)) {
-            cp_async16(at, from, there);
-        } else {
-#pragma unroll
-            for (int j = 0; j < 8; j++) at[j] = there && first + j < D ? from[j] : narrow<T>(0.0f);
-        }
-    }
-}
 
 extern "C" __global__ void __launch_bounds__(128) attention_mma(
     const T* q, int64_t q_batch, int64_t q_position, int64_t q_head, const T* k, int64_t k_batch, int64_t k_position,
@@ -52,8 +35,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_mma(
     const Bias bias{bias_data, bias_batch, bias_head, bias_query, bias_key};
     const Rows rows(b, L, G, S, lengths, causal);
     const bool k_aligned = ks.aligned(), v_aligned = vs.aligned();
-    // where a lane's row of a 16 x 16 block begins, for ldmatrix: of A and of V (transposed); and of K, whose rows are columns
-    const int a_at = lane % 16 * STRIDE + lane / 16 * 8, k_at = (lane / 16 * 8 + lane % 8) * STRIDE + lane / 8 % 2 * 8;
+    const int a_at = a_start(lane), b_at = b_start(lane);
 
     fetch_tile<ROWS>(
         memory, [&](int r) { return qs.at(b, (first + r) / G, h * G + (first + r) % G); }, rows.count - first, D, qs.aligned());
@@ -95,7 +77,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_mma(
 #pragma unroll
             for (int n = 0; n < TILES; n += 2) {
                 uint32_t two[4];
-                ldmatrix_x4(two, keys + n * 8 * STRIDE + k_at + step * 16);
+                ldmatrix_x4(two, keys + n * 8 * STRIDE + b_at + step * 16);
                 const uint32_t(&rows_of_q)[4] = IN_REGISTERS ? query[IN_REGISTERS ? step : 0] : a;
                 mma_m16n8k16<T>(score[n], rows_of_q, two);
                 mma_m16n8k16<T>(score[n + 1], rows_of_q, two + 2);
@@ -154,17 +136,6 @@ extern "C" __global__ void __launch_bounds__(128) attention_mma(
         const float share = share_of(group_sum<4>(total[i]));
         const int r = first + warp_row + lane / 4 + 8 * i;
         if (r >= rows.count) continue;
-        T* const to = y + (((int64_t)b * L + r / G) * H + h * G + r % G) * Dv;
-#pragma unroll
-        for (int c = 0; c < COLUMNS; c++) {
-            const int at = c * 8 + column;
-            const float one = sum[c][2 * i] * share, next = sum[c][2 * i + 1] * share;
-            if (Dv % 2 == 0 && at < Dv) {
-                *reinterpret_cast<uint32_t*>(to + at) = pack2<T>(one, next);
-            } else {
-                if (at < Dv) to[at] = narrow<T>(one);
-                if (at + 1 < Dv) to[at + 1] = narrow<T>(next);
-            }
-        }
+        write_row(y + (((int64_t)b * L + r / G) * H + h * G + r % G) * Dv, sum, i, share, Dv);
     }
 }

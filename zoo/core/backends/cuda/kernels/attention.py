@@ -74,12 +74,21 @@ def attention_grad(b: Any, g: Any, q: Any, k: Any, v: Any, bias: Any, *, causal:
     width = _width(q, v)
     if width is None or any(x.dtype not in STORED or 0 in x.shape for x in (q, k, v)):
         return NotImplemented
-    tile = backward_tile(width)
-    shared = 4 * (2 * sum(tile) * (width + 4) + 2 * tile[1] * (tile[0] + 4))
-    if shared > b.driver.shared_limit:
-        return NotImplemented
     wanted = [x.dtype for x in (q, k, v)]
     stored = wanted[0] if len({x.dtype for x in (g, q, k, v)}) == 1 else float32
+    constants: dict[str, int | str] = {"T": ctype(stored), "DIM": width}
+    tile, shared = backward_tile(width)
+    wide, mma_shared = backward_mma_tile(width)
+    on_tensor_cores = stored in HALVES and (b.driver.arch >= 80 or stored == float16)
+    if on_tensor_cores and width <= 128 and max(mma_shared) <= b.driver.shared_limit:
+        file, threads, rows_of, keys_of, name = "attention_grad_mma.cu", 128, 64, 64, "cuda.attention_grad_mma"
+        constants["TILE"], (for_rows, for_keys) = wide, mma_shared
+    elif shared <= b.driver.shared_limit:
+        file, threads, (rows_of, keys_of), name = "attention_grad.cu", 256, tile, "cuda.attention_grad"
+        constants |= {"ROWS": rows_of, "KEYS": keys_of}
+        for_rows = for_keys = shared
+    else:
+        return NotImplemented
     g, q, k, v = (b.ops.cast(x, dtype=stored) for x in (g, q, k, v))
     (B, L, H, D), (S, heads) = q.shape, k.shape[1:3]
     rows = L * H // heads
@@ -87,12 +96,11 @@ def attention_grad(b: Any, g: Any, q: Any, k: Any, v: Any, bias: Any, *, causal:
     of_rows = b.xp.empty((B * heads, rows, 2), float32)
     arrays = (*_heads(b, g), *_heads(b, q), *_heads(b, k), *_heads(b, v), *_bias(b, bias, (B, H, L, S)))
     settings = (*_sizes(q, k, v), np.int32(causal), _scale(scale, D))
-    constants = {"T": ctype(stored), "DIM": width, "ROWS": tile[0], "KEYS": tile[1]}
-    kernel = b.driver.kernel("attention_grad.cu", "attention_grad_rows", **constants)
-    kernel((_blocks(rows, tile[0]) * heads * B,), (256,), *arrays, dq, of_rows, *settings, shared=shared)
-    kernel = b.driver.kernel("attention_grad.cu", "attention_grad_keys", **constants)
-    kernel((_blocks(S, tile[1]) * heads * B,), (256,), *arrays, dk, dv, of_rows, *settings, shared=shared)
-    count("cuda.attention_grad")
+    kernel = b.driver.kernel(file, "attention_grad_rows", **constants)
+    kernel((_blocks(rows, rows_of) * heads * B,), (threads,), *arrays, dq, of_rows, *settings, shared=for_rows)
+    kernel = b.driver.kernel(file, "attention_grad_keys", **constants)
+    kernel((_blocks(S, keys_of) * heads * B,), (threads,), *arrays, dk, dv, of_rows, *settings, shared=for_keys)
+    count(name)
     return tuple(b.ops.cast(d, dtype=dtype) for d, dtype in zip((dq, dk, dv), wanted, strict=True))
 
 
@@ -104,9 +112,16 @@ def forward_tile(width: int) -> tuple[int, int]:
     return (64, 32) if width <= 128 else (32, 32) if width <= 160 else (32, 16)
 
 
-def backward_tile(width: int) -> tuple[int, int]:
-    """Rows and keys of attention_grad.cu."""
-    return (32, 32) if width <= 64 else (32, 16) if width <= 128 else (16, 16)
+def backward_tile(width: int) -> tuple[tuple[int, int], int]:
+    """Rows and keys of attention_grad.cu, and the shared memory they take."""
+    rows, keys = (32, 32) if width <= 64 else (32, 16) if width <= 128 else (16, 16)
+    return (rows, keys), 4 * (2 * (rows + keys) * (width + 4) + 2 * keys * (rows + 4))
+
+
+def backward_mma_tile(width: int) -> tuple[int, tuple[int, int]]:
+    """TILE of attention_grad_mma.cu, and the shared memory that its kernels take."""
+    tile = 64 if width <= 64 else 32
+    return tile, (4 * tile * (width + 8) * 2, (128 + 4 * tile) * (width + 8) * 2)
 
 
 def mma_keys(width: int, arch: int) -> int:
