@@ -8,6 +8,8 @@ ZOO_TF32=1 lets products of float32 round their factors, at several times the ra
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import numpy as np
 from zoo.core.backends.cuda.driver import CupyDriver, Driver
 from zoo.core.backends.cuda.errors import explained, named
 from zoo.core.backends.cuda.kernels import KERNELS
+from zoo.core.backends.cuda.recorder import Recorder, Replay, reads_a_value
 from zoo.core.backends.numpy import ArrayBackend, Kernel
 from zoo.core.errors import ZooError
 
@@ -41,13 +44,16 @@ def _tf32(environ: Any) -> bool:
 class CudaBackend(ArrayBackend):
     """Handles are arrays of driver.xp: cupy.ndarray on one GPU."""
 
+    recorder: Recorder | None = None
+
     def __init__(self, driver: Driver, name: str = "cuda"):
         super().__init__(name, driver.xp)
         self.driver = driver
         self.tf32 = _tf32(os.environ)
-        off = {n for n in os.environ.get("ZOO_OFF", "").replace(" ", "").split(",") if n}
+        self.lock = threading.RLock()  # what one thread launches while another captures would be captured too
+        self.off = {n for n in os.environ.get("ZOO_OFF", "").replace(" ", "").split(",") if n}
         for op, kernel in KERNELS.items():
-            if op not in off:
+            if op not in self.off:
                 self.kernels[op] = _either(kernel, self.kernels.get(op))
 
     @classmethod
@@ -62,7 +68,9 @@ class CudaBackend(ArrayBackend):
 
     def bind(self, prim: Any, args: Any, attrs: Any) -> Any:
         try:
-            with self.driver.current():
+            with self.lock, self.driver.current():
+                if self.recorder is not None:
+                    self.recorder.hold(args)
                 return super().bind(prim, args, attrs)
         except ZooError:
             raise
@@ -74,15 +82,50 @@ class CudaBackend(ArrayBackend):
         if array.dtype is not known and array.dtype == known:  # a copy of it, as pickle makes: kernels compare by `is`
             array = array.view(known)
         try:
-            return self.driver.upload(array)
+            with self.lock:
+                if self.recorder is None or not self.driver.capturing:
+                    return self.driver.upload(array)
+                self.recorder.hold([constant := self.driver.constant(array)])
+                return constant
         except Exception as e:
             raise explained(e, self.name) from e
 
     def to_host(self, handle: Any) -> np.ndarray:
         try:
-            return self.driver.to_host(handle)
+            with self.lock:
+                if self.recorder is not None:
+                    raise reads_a_value()
+                return self.driver.to_host(handle)
+        except ZooError:
+            raise
         except Exception as e:
             raise explained(e, self.name) from e
+
+    def write(self, handle: Any, array: np.ndarray) -> None:
+        try:
+            with self.lock:
+                self.driver.write(handle, array)
+        except Exception as e:
+            raise explained(e, self.name) from e
+
+    @property
+    def records(self) -> bool:
+        return "capture" not in self.off
+
+    def record(self, step: Callable[[], Any]) -> Replay | None:
+        """Runs a step and keeps it as a graph (zoo/core/capture.py); None while another one is being recorded."""
+        with self.lock:
+            if self.recorder is not None:
+                return None
+            self.recorder = Recorder(self.driver)
+            try:
+                return self.recorder.record(step)
+            except ZooError:
+                raise
+            except Exception as e:
+                raise explained(e, self.name) from e
+            finally:
+                self.recorder = None
 
     def sync(self) -> None:
         try:

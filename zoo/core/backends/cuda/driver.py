@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,14 @@ class Driver:
     def upload(self, array: np.ndarray) -> Any:
         raise NotImplementedError
 
+    def constant(self, array: np.ndarray) -> Any:
+        """An upload while a graph is captured: it is done now and is no part of the graph."""
+        raise NotImplementedError
+
+    def write(self, array: Any, values: np.ndarray) -> None:
+        """Puts the host's numbers into the array's own memory."""
+        raise NotImplementedError
+
     def to_host(self, array: Any) -> np.ndarray:
         raise NotImplementedError
 
@@ -89,6 +97,10 @@ class Driver:
 
     def capture(self) -> AbstractContextManager[Any]:
         """What is launched within it is recorded instead, into an object whose launch() does it all at once."""
+        raise NotImplementedError
+
+    def arena(self) -> Any:
+        """Memory that arrays made `with` it lie in, and no others: .size in bytes; .owns(array)."""
         raise NotImplementedError
 
 
@@ -153,6 +165,18 @@ class CupyDriver(Driver):
             self._staging.append((np.frombuffer(memory, np.uint8, CHUNK), self.xp.cuda.Event(disable_timing=True)))
         return self._staging[which]
 
+    def constant(self, array: np.ndarray) -> Any:
+        """On the other stream, and in memory that is not the capture's."""
+        with self.device, self.copies, self.xp.cuda.using_allocator(self.xp.get_default_memory_pool().malloc):
+            out = self.xp.empty(array.shape, array.dtype)
+            out.set(np.ascontiguousarray(array), stream=self.copies)
+            self.copies.synchronize()
+        return out
+
+    def write(self, array: Any, values: np.ndarray) -> None:
+        with self.device:
+            array.set(np.ascontiguousarray(values, array.dtype), stream=self.stream)
+
     def to_host(self, array: Any) -> np.ndarray:
         with self.device:
             return self.xp.asnumpy(array, stream=self.stream)
@@ -177,16 +201,51 @@ class CupyDriver(Driver):
 
     @contextmanager
     def capture(self) -> Iterator[CupyGraph]:
-        """Within it memory may be taken only from what the pool has; nothing may wait for the GPU."""
+        """Within it nothing may wait for the GPU. Relaxed, so that memory may be taken and other streams be used."""
         graph = CupyGraph(self)
         with self.current():
-            self.stream.begin_capture(self.xp.cuda.runtime.streamCaptureModeThreadLocal)
+            self.stream.begin_capture(self.xp.cuda.runtime.streamCaptureModeRelaxed)
             self.capturing = True
             try:
                 yield graph
+            except BaseException:
+                with suppress(Exception):  # what was captured is void, which ending it may complain of
+                    self.stream.end_capture()
+                raise
             finally:
                 self.capturing = False
-                graph.made = self.stream.end_capture()
+            graph.made = self.stream.end_capture()
+
+    def arena(self) -> CupyArena:
+        return CupyArena(self.xp)
+
+
+class CupyArena:
+    """A pool of its own: whatever others ask for, addresses in it stay what they are as long as it is."""
+
+    def __init__(self, cupy: Any):
+        self.cupy, self.pool = cupy, cupy.cuda.MemoryPool()
+        self._addresses: set[int] = set()
+        self._using: Any = None
+
+    def _take(self, size: int) -> Any:
+        memory = self.pool.malloc(size)
+        self._addresses.add(memory.mem.ptr)
+        return memory
+
+    def __enter__(self) -> None:
+        self._using = self.cupy.cuda.using_allocator(self._take)
+        self._using.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._using.__exit__(*error)
+
+    @property
+    def size(self) -> int:
+        return self.pool.total_bytes()
+
+    def owns(self, array: Any) -> bool:
+        return array.data.mem.ptr in self._addresses
 
 
 class CupyGraph:

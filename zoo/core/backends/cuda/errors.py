@@ -69,6 +69,11 @@ def explained(e: Exception, name: str) -> Exception:
         return DeviceError(f"device {name!r} cannot be used", said.splitlines()[0], INSTALL)
     if kind not in ("CUDARuntimeError", "CUDADriverError", "CompileException", "NVRTCError", "CUBLASError"):
         return e
+    if "StreamCapture" in said:
+        return DeviceError(
+            "this step cannot be captured", f"an op in it waits for the GPU: {said.splitlines()[0]}",
+            "ZOO_OFF=capture runs it as it is; please report the op",
+        )  # fmt: skip
     if any(word in said for word in ("NoKernelImage", "NO_BINARY_FOR_GPU", "gpu-architecture", "UNSUPPORTED_PTX")):
         return DeviceError(
             f"device {name!r} cannot be used", f"CuPy cannot make kernels for this GPU: {said.splitlines()[0]}",

@@ -75,6 +75,15 @@ class EmulatedDriver(Driver):
     def upload(self, array: np.ndarray) -> np.ndarray:
         return np.array(array, order="C")
 
+    def constant(self, array: np.ndarray) -> np.ndarray:
+        return self.upload(array)
+
+    def write(self, array: np.ndarray, values: np.ndarray) -> None:
+        array[...] = values
+
+    def arena(self) -> EmulatedArena:
+        return EmulatedArena()
+
     def to_host(self, array: np.ndarray) -> np.ndarray:
         return np.asarray(array)
 
@@ -107,6 +116,15 @@ class EmulatedGraph:
     def launch(self) -> None:
         for run in self.launches:
             run()
+
+
+class EmulatedArena(nullcontext):
+    """The graph holds all arrays: none of their memory is given to others."""
+
+    size = 0
+
+    def owns(self, array: Any) -> bool:
+        return False
 
 
 class _Memory:
