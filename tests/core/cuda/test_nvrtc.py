@@ -58,8 +58,15 @@ def fits(a: Asked, arch: int) -> bool:
     return a.file not in CHOSEN or (a.arch < 80) == (arch < 80)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("file", FILES)
+def first(file: str) -> int:
+    """The architecture from which on a kernel file is used, if its head names one."""
+    found = re.search(r"^// .*For sm_(\d+) and later", (FOLDER / file).read_text(encoding="utf-8"), re.MULTILINE)
+    return int(found[1]) if found else ARCHITECTURES[0]
+
+
+@pytest.mark.parametrize(
+    "file, arch", [(file, arch) for file in FILES for arch in ARCHITECTURES if arch >= first(file)]
+)
 def test_compiles(asked: dict[str, list[Asked]], file: str, arch: int) -> None:
     wanted = list(dict.fromkeys((a.name, a.constants) for a in asked[file] if fits(a, arch)))
     assert wanted, f"nobody asked for a kernel of {file} on sm_{arch}"

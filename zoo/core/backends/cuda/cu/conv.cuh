@@ -15,6 +15,8 @@
 
 #pragma once
 
+#include "activation.cuh"
+
 struct Geometry {
     int N, H, W, C, P, Q, O, R, S;
     int stride_h, stride_w, dilation_h, dilation_w, pad_h, pad_w;
@@ -120,19 +122,6 @@ template <typename Stored, int count> struct Filters {
     }
 };
 
-template <int code> __device__ __forceinline__ float activated(float v) {
-    switch (code) {  // as numbered in kernels/conv.py
-        case 1: return maximum(v, 0.f);
-        case 2: return 0.5f * v * (erff(v * 0.70710678f) + 1.f);
-        case 3: return 0.5f * v * (tanhf((v + v * v * v * 0.044715f) * 0.79788456f) + 1.f);
-        case 4: return v / (1.f + expf(-1.702f * v));
-        case 5: return v / (1.f + expf(-v));
-        case 6: return 1.f / (1.f + expf(-v));
-        case 7: return tanhf(v);
-        default: return v;
-    }
-}
-
 // What follows a sum of products; a null pointer stands for nothing.
 template <typename Bias> struct After {
     const float *scale;
@@ -142,7 +131,7 @@ template <typename Bias> struct After {
     template <int code> __device__ __forceinline__ float finish(float sum, int o, float residual) const {
         if (scale) sum *= scale[o];
         if (bias) sum += widen(bias[o]);
-        return activated<code>(sum + residual);
+        return activate<code>(sum + residual);
     }
 };
 

@@ -10,8 +10,8 @@
 #include "prelude.cuh"
 #include "conv.cuh"
 
-extern "C" __global__ void conv_direct(const TX *x, const TW *w, TX *y, const float *scale, const TB *bias, const TX *residual,
-                                       GEOMETRY) {
+extern "C" __global__ void __launch_bounds__(256) conv_direct(
+    const TX *x, const TW *w, TX *y, const float *scale, const TB *bias, const TX *residual, GEOMETRY) {
     const Geometry g = GIVEN;
     const After<TB> after = {scale, bias};
     const int across = g.O * g.groups;
@@ -38,7 +38,7 @@ extern "C" __global__ void conv_direct(const TX *x, const TW *w, TX *y, const fl
 
 constexpr int PIXELS = 4, LANES = 32, LINES = 8;
 
-extern "C" __global__ void __launch_bounds__(LANES *LINES) conv_depthwise(
+extern "C" __global__ void __launch_bounds__(LANES *LINES, 4) conv_depthwise(
     const TX *x, const TW *w, TX *y, const float *scale, const TB *bias, const TX *residual, GEOMETRY) {
     const Geometry g = GIVEN;
     const After<TB> after = {scale, bias};

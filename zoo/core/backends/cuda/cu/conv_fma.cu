@@ -1,9 +1,10 @@
-// Convolution in float32, as the product of matrices of conv.cuh: for float32 pictures or weights, and for bfloat16 on GPUs whose
-// tensor cores have none (sm_75). Stored types may differ; they are widened on their way into shared memory.
+// Convolution in float32, as the product of matrices of conv.cuh: for float32 weights, and for bfloat16 on GPUs whose tensor cores
+// have none (sm_75). Stored types may differ; they are widened on their way into shared memory.
 //
 // tile       TILE x TILE results (128 or 64), 16 terms at a time; 256 threads with 8 x 8 (4 x 4) results each: rows 4 ty and 64 + 4 ty
 //            onwards, outputs the same, so that a read of 4 values by 16 threads covers 64 neighbours
-// registers  64 sums, 16 operands, 16 on their way from memory (16, 8, 8)
+// registers  64 sums, 16 operands, 16 on their way from memory (16, 8, 8). ptxas comes to 175 (73), so one block (three) fits
+//            an SM; held to 128 for a second one, it would spill
 // shared     2 stages of 16 x (132 + 132) x 4 bytes = 33 KiB (17), terms as rows. Reads of 16 bytes have no conflicts; the copies turn
 //            4 channels of 8 pixels into 4 rows, two lanes on a bank: 1 store in 16 to 32 multiplications
 // step       the next tile is read into registers, this one multiplied, then that one stored: one barrier a step
@@ -18,7 +19,7 @@
 constexpr int DEPTH = 16, VECTORS = DEPTH / 4, THREADS = 256, LINE = TILE + 4, PER = TILE / 16;
 constexpr int PASSES = TILE * VECTORS / THREADS, APART = TILE / PASSES;
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) conv_fma(
+extern "C" __global__ void __launch_bounds__(THREADS, TILE == 64 ? 2 : 1) conv_fma(
     const TX *x, const TW *w, TX *y, const float *scale, const TB *bias, const TX *residual, float *partial, int steps_each,
     GEOMETRY) {
     const Geometry g = GIVEN;

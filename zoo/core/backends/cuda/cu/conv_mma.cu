@@ -1,9 +1,9 @@
 // Convolution in half precision on tensor cores, as the product of matrices of conv.cuh (an implicit GEMM: the matrix of all
 // windows is addressed, never stored).
 //
-// tile       TILE x TILE results (128 or 64), 32 terms at a time; a warp computes 64 x 32 of 128 x 128 (8 warps), 32 x 32 of
-//            64 x 64 (4 warps)
-// registers  64 sums (32), fragments 16 of x and 8 of w (8 and 8) a thread, addresses about 24
+// tile       TILE x TILE results (128 or 64), 32 terms at a time, shared by warps as in conv_warps.cuh
+// registers  64 sums (32), fragments 16 of x and 8 of w (8 and 8) a thread, addresses about 24: ptxas comes to 126 (79), so two blocks
+//            (six) fit an SM
 // shared     3 stages of (TILE + TILE) x 32 x 2 bytes = 48 KiB (24): two are on their way (cp.async) while one is used. A row is 4
 //            vectors of 16 bytes; vector v of row i lies at v ^ (i / 2 % 4), so that the 8 rows of an 8x8 matrix lie in 8
 //            different groups of 4 banks: no conflict in ldmatrix, none in the copies (8 threads write 128 consecutive bytes)
@@ -17,12 +17,10 @@
 
 #include "prelude.cuh"
 #include "conv.cuh"
+#include "conv_warps.cuh"
 
 constexpr int DEPTH = 32, VECTORS = DEPTH / 8, STAGES = 3;
-constexpr int WARPS_N = TILE / 32, THREADS = 2 * WARPS_N * 32;
-constexpr int WARP_M = TILE / 2, WARP_N = 32, BLOCKS_M = WARP_M / 16, BLOCKS_N = WARP_N / 8;
 constexpr int PASSES = TILE * VECTORS / THREADS, APART = TILE / PASSES;
-constexpr int STRIP = WARP_N + 4;  // a row of results on their way out; with 4 more, 8 lanes read 16 bytes each without a conflict
 
 __device__ __forceinline__ int swizzled(int row, int vector) { return (row * VECTORS + (vector ^ (row / 2 % 4))) * 8; }
 
@@ -37,7 +35,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_mma(
     const int across = (g.O + TILE - 1) / TILE;  // tiles of outputs run fastest: their neighbours find x in L2
     const int m0 = int(blockIdx.x) / across * TILE, o0 = int(blockIdx.x) % across * TILE;
     const int split = blockIdx.y, group = blockIdx.z;
-    const int M = g.N * g.P * g.Q;
     const int steps = (g.R * g.S * g.C + DEPTH - 1) / DEPTH, step0 = split * steps_each;
     const int mine = max(0, min(steps_each, steps - step0));
 
@@ -88,30 +85,5 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_mma(
     cp_async_wait<0>();
     __syncthreads();
 
-    // A warp's sums leave 16 rows at a time through shared memory, so that a lane has 8 neighbours of one row.
-    float *const strip = reinterpret_cast<float *>(tiles) + warp * 16 * STRIP;
-#pragma unroll
-    for (int i = 0; i < BLOCKS_M; i++) {
-#pragma unroll
-        for (int j = 0; j < BLOCKS_N; j++)
-            for (int half_row = 0; half_row < 2; half_row++) {
-                Vec<float, 2> pair;
-                pair[0] = sums[i][j][half_row * 2], pair[1] = sums[i][j][half_row * 2 + 1];
-                pair.store(strip + (lane / 4 + half_row * 8) * STRIP + j * 8 + lane % 4 * 2);
-            }
-        __syncwarp();
-        for (int pass = 0; pass < 2; pass++) {
-            const int line = pass * 8 + lane / 4, m = m0 + warp_m + i * 16 + line, o = o0 + warp_n + lane % 4 * 8;
-            const int there = m < M ? min(8, g.O - o) : 0;
-            Vec<float, 4> low, high;
-            low.load(strip + line * STRIP + lane % 4 * 8);
-            high.load(strip + line * STRIP + lane % 4 * 8 + 4);
-            const float eight[8] = {low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]};
-            if (there > 0 && partial)
-                put_part<8>(partial, eight, int64_t(split) * M + m, g.O * g.groups, group * g.O + o, there);
-            else if (there > 0)
-                put<ACTIVATION, 8>(g, after, residual, y, eight, m, o, there, group);
-        }
-        __syncwarp();
-    }
+    leave<ACTIVATION>(g, after, residual, y, partial, reinterpret_cast<float *>(tiles), sums, m0, o0, split, group);
 }

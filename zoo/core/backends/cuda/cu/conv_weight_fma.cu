@@ -15,7 +15,7 @@
 constexpr int DEPTH = 16, VECTORS = TILE / 4, THREADS = 256, LINE = TILE + 4, PER = TILE / 16;
 constexpr int PASSES = DEPTH * VECTORS / THREADS, APART = DEPTH / PASSES;
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) conv_weight_fma(
+extern "C" __global__ void __launch_bounds__(THREADS) conv_weight_fma(
     const T *x, const T *slope, float *partial, int steps_each, GEOMETRY) {
     const Geometry g = GIVEN;
     SHARED(float, tiles, 2 * 2 * DEPTH * LINE);

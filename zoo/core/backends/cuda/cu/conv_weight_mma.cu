@@ -3,7 +3,7 @@
 // a product of matrices O x M and M x J with J = R S C columns and the M = N P Q pixels as terms. Both lie with the terms as rows,
 // so fragments are read transposed.
 //
-// tile       TILE x TILE numbers of dw (128 or 64), 32 pixels at a time; warps and registers as in conv_mma.cu
+// tile       TILE x TILE numbers of dw (128 or 64), 32 pixels at a time; warps and registers as in conv_mma.cu (128 and 96)
 // shared     3 stages of 32 x (TILE + TILE) x 2 bytes = 48 KiB (24). Vector v (8 outputs or channels) of pixel i lies at
 //            v ^ (i % 8): the 8 pixels of an 8x8 matrix lie in 8 different groups of 4 banks, without conflicts in ldmatrix and copies
 // addresses  a thread copies the same outputs, and the same channels of the same tap, in every step; its pixels move on by 32, an
@@ -16,10 +16,9 @@
 
 #include "prelude.cuh"
 #include "conv.cuh"
+#include "conv_warps.cuh"
 
 constexpr int DEPTH = 32, VECTORS = TILE / 8, STAGES = 3;
-constexpr int WARPS_N = TILE / 32, THREADS = 2 * WARPS_N * 32;
-constexpr int WARP_M = TILE / 2, WARP_N = 32, BLOCKS_M = WARP_M / 16, BLOCKS_N = WARP_N / 8;
 constexpr int PASSES = DEPTH * VECTORS / THREADS, APART = DEPTH / PASSES;
 
 __device__ __forceinline__ int swizzled(int pixel, int vector) { return (pixel * VECTORS + (vector ^ (pixel % 8))) * 8; }

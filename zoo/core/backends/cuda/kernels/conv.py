@@ -2,7 +2,8 @@
 
     linear      1x1 at stride 1: a product of matrices, by the backend's own `linear` (without a residual)
     mma         half precision on tensor cores (conv_mma.cu, conv_weight_mma.cu); channels are filled up to eights
-    fma         float32, mixed dtypes, int8 weights, bfloat16 on sm_75 (conv_fma.cu, conv_weight_fma.cu); up to fours
+    mixed       float32 pictures and weights in half precision, on tensor cores as exactly as in float32 (conv_mixed.cu)
+    fma         float32, mixed dtypes elsewhere, bfloat16 on sm_75 (conv_fma.cu, conv_weight_fma.cu); up to fours
     depthwise   one channel a group, channels in fours (conv_direct.cu)
     direct      other groups with fewer channels than a product of matrices needs (conv_direct.cu, conv_weight_fma.cu)
 
@@ -23,17 +24,22 @@ import numpy as np
 from zoo.core.backends.cuda.kernels.elementwise import contiguous
 from zoo.core.backends.cuda.source import ctype
 from zoo.core.dtype import HALVES, bfloat16, float16, float32, int8
+from zoo.core.prims import nn
 from zoo.core.prims.contract import Ints, Pairs, conv_shape
 from zoo.core.stats import count
 
 FLOATS = (float32, float16, bfloat16)
-# as numbered in cu/conv.cuh
-ACTIVATIONS = (None, "relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh")
-FEWEST = {"mma": 8, "fma": 4}  # channels that are read at once
-DEPTH = {"mma": 32, "fma": 16}  # terms of a step
+ACTIVATIONS = (None, *nn.ACTIVATIONS)  # as cu/activation.cuh numbers them
+FILES = {"mma": "conv_mma.cu", "mixed": "conv_mixed.cu", "fma": "conv_fma.cu"}
+WEIGHT_FILES = {"mma": "conv_weight_mma.cu", "fma": "conv_weight_fma.cu"}
+FEWEST = {"mma": 8, "mixed": 8, "fma": 4}  # channels that are read at once
+DEPTH = {"mma": 32, "mixed": 32, "fma": 16}  # terms of a step
 SHORTEST = 8  # steps of a block: fewer would not pay for its beginning and end
 FEW_TAPS = 96  # of which a block of conv_depthwise can hold all weights: 96 x 128 x 4 bytes = 48 KiB
 MANY = 2**31
+# where tensor cores calculate 14 times as fast as in float32, or more; on GeForce (86, 89, 120) it is 2 to 4 times, and
+# `mixed` has three to five products for one
+RICH = (80, 90, 100, 103)
 
 
 class Phase(NamedTuple):
@@ -64,7 +70,9 @@ def qconv(b: Any, x: Any, q: Any, scale: Any, bias: Any, residual: Any, *, strid
     """The codes, which half precision holds exactly, are the weight, and the scale is applied to the sums."""
     if x.dtype not in FLOATS or 0 in x.shape or 0 in q.shape or len(stride) > 2:
         return NotImplemented
-    w = b.ops.cast(q, dtype=x.dtype) if _on_tensor_cores(b, x.dtype) else q
+    wide = x.dtype == float32
+    tensor_cores = b.driver.arch in RICH if wide else _on_tensor_cores(b, x.dtype)
+    w = b.ops.cast(q, dtype=bfloat16 if wide else x.dtype) if tensor_cores else q
     plain = (1,) * len(stride)
     return _conv(b, x, w, scale, bias, residual, activation, stride, padding, dilation, plain, 1, False)
 
@@ -82,7 +90,7 @@ def _conv(b: Any, x: Any, w: Any, scale: Any, bias: Any, residual: Any, activati
         return b.ops.linear(x, w.reshape(w.shape[0], w.shape[-1]), bias, activation=activation)
 
     outputs = w.shape[0] // groups
-    kind = _kind(b, x.dtype if x.dtype == w.dtype else None, w.shape[-1], outputs, groups)
+    kind = _kind(b, x.dtype, w.dtype, w.shape[-1], outputs, groups)
     if kind in FEWEST:
         x, w = _filled(b, x, FEWEST[kind], groups), _filled(b, w, FEWEST[kind], groups)
     elif w.shape[-1] == outputs == 1 and groups % 4 == 0 and math.prod(w.shape[1:-1]) <= FEW_TAPS:
@@ -122,8 +130,8 @@ def _run(b: Any, kind: str, phase: Phase, x: Any, w: Any, y: Any, scale: Any, bi
     if splits > 1:  # what follows the sum waits for conv_sum
         partial = b.xp.empty((splits, phase.rows, phase.columns * phase.groups), float32)
         store = {"TB": "float", "ACTIVATION": 0}
-    types = {"T": types["TX"]} if kind == "mma" else types
-    kernel = b.driver.kernel(f"conv_{kind}.cu", f"conv_{kind}", **types, **store, TILE=tile)
+    types = types if kind == "fma" else {"T": types["TW"]}
+    kernel = b.driver.kernel(FILES[kind], f"conv_{kind}", **types, **store, TILE=tile)
     ends = given if partial is None else (None, None, None)
     kernel((tiles, splits, phase.groups), (_threads(kind, tile),), x, w, y, *ends, partial, np.int32(each),
            *phase.geometry)  # fmt: skip
@@ -145,7 +153,7 @@ def conv_weight_grad(b: Any, x: Any, g: Any, *, kernel: Any, stride: Any, paddin
         count("cuda.conv_weight_matmul")
         return b.ops.matmul(g.reshape(-1, outputs), x.reshape(-1, channels), transpose_a=True).reshape(shape)
 
-    kind = _kind(b, dtype, channels, outputs, groups)
+    kind = _kind(b, dtype, dtype, channels, outputs, groups)
     if kind in FEWEST:
         x, g = _filled(b, x, FEWEST[kind], groups), _filled(b, g, FEWEST[kind], groups)
     x, g = _fit(b, x), _fit(b, g)
@@ -163,7 +171,7 @@ def conv_weight_grad(b: Any, x: Any, g: Any, *, kernel: Any, stride: Any, paddin
         tiles = _blocks(phase.columns, tile) * _blocks(phase.terms, tile)
         splits, each = _split(b, tiles * groups, _blocks(phase.rows, DEPTH[kind]))
         partial = b.xp.empty((splits, *filled), float32)
-        run = b.driver.kernel(f"conv_weight_{kind}.cu", f"conv_weight_{kind}", T=ctype(dtype), TILE=tile)
+        run = b.driver.kernel(WEIGHT_FILES[kind], f"conv_weight_{kind}", T=ctype(dtype), TILE=tile)
         run((tiles, splits, groups), (_threads(kind, tile),), x, g, partial, np.int32(each), *phase.geometry)
     dw = b.xp.empty(filled, dtype)
     _sum(b, partial, dw, (None, None, None), {"TB": "float", "ACTIVATION": 0}, _as_matrix(filled))
@@ -185,9 +193,13 @@ def _on_tensor_cores(b: Any, dtype: Any) -> bool:
     return dtype in HALVES and (b.driver.arch >= 80 or dtype == float16)
 
 
-def _kind(b: Any, dtype: Any, channels: int, outputs: int, groups: int) -> str:
-    """The family of kernels. dtype: that of both operands, None if they differ."""
-    kind = "mma" if _on_tensor_cores(b, dtype) else "fma"
+def _kind(b: Any, x: Any, w: Any, channels: int, outputs: int, groups: int) -> str:
+    """The family of kernels, by the dtypes of x and w and the sizes of a group."""
+    kind = "fma"
+    if x == w and _on_tensor_cores(b, x):
+        kind = "mma"
+    elif x == float32 and w in HALVES and b.driver.arch in RICH:
+        kind = "mixed"
     few = FEWEST[kind]
     return kind if groups == 1 or (channels % few == 0 and outputs % few == 0) else "direct"
 
