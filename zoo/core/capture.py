@@ -44,7 +44,7 @@ class Capture:
     combination of their shapes and dtypes. Where the device does not record it just runs.
 
     Its results lie in memory that the next call writes to. The counters capture.recorded, capture.replayed and
-    capture.eager say what happened; ZOO_OFF=capture switches it off on the cpu.
+    capture.eager say what happened; ZOO_OFF=capture switches it off.
     """
 
     def __init__(self, step: Callable[..., Any], device: Any):

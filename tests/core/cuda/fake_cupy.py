@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import sys
 from contextlib import nullcontext
+from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
@@ -44,11 +45,72 @@ class Stream(nullcontext):
         super().__init__()
         self.said: list[str] = []
 
+    captured: ClassVar[list[Any] | None] = None
+
     def wait_event(self, event: Any) -> None:
         self.said.append("wait")
 
     def synchronize(self) -> None:
+        if Stream.captured is not None and self.said and self.said[-1].startswith("begin"):
+            raise CUDARuntimeError("cudaErrorStreamCaptureUnsupported: not permitted when the stream is capturing")
         self.said.append("synchronize")
+
+    def begin_capture(self, mode: str) -> None:
+        self.said.append(f"begin {mode}")
+        Stream.captured = []
+
+    def end_capture(self) -> Graph:
+        self.said.append("end")
+        launches, Stream.captured = Stream.captured, None
+        return Graph(launches)
+
+
+class Graph:
+    def __init__(self, launches: Any):
+        self.launches = launches
+
+    def launch(self, stream: Stream) -> None:
+        stream.said.append(f"launch of {len(self.launches)}")
+        for run in self.launches:
+            run()
+
+
+class MemoryPool:
+    def __init__(self) -> None:
+        self.taken: list[np.ndarray] = []
+
+    def malloc(self, size: int) -> Any:
+        """From the first that nobody holds, if it is large enough."""
+        for memory in self.taken:
+            if memory.size >= size and sys.getrefcount(memory) <= 3:
+                return SimpleNamespace(mem=SimpleNamespace(ptr=memory.ctypes.data), array=memory)
+        self.taken.append(np.empty(max(size, 1), np.uint8))
+        return SimpleNamespace(mem=SimpleNamespace(ptr=self.taken[-1].ctypes.data), array=self.taken[-1])
+
+    def total_bytes(self) -> int:
+        return sum(memory.size for memory in self.taken)
+
+
+class Allocation:
+    """What using_allocator does, for `empty`."""
+
+    used: ClassVar[Any] = None
+
+    def __init__(self, allocator: Any):
+        self.allocator = allocator
+
+    def __enter__(self) -> None:
+        self.before, Allocation.used = Allocation.used, self.allocator
+
+    def __exit__(self, *error: Any) -> None:
+        Allocation.used = self.before
+
+
+def empty(shape: Any, dtype: Any) -> Any:
+    if Allocation.used is None:
+        return np.empty(shape, dtype).view(Array)
+    memory = Allocation.used(int(np.prod(shape)) * np.dtype(dtype).itemsize).array
+    return np.ndarray(shape, dtype, memory).view(Array)
 
 
 class Event:
@@ -65,7 +127,10 @@ class Event:
 class Array(np.ndarray):
     @property
     def data(self) -> Any:
-        return SimpleNamespace(ptr=self.ctypes.data)
+        owner = self
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        return SimpleNamespace(ptr=self.ctypes.data, mem=SimpleNamespace(ptr=owner.ctypes.data))
 
     def set(self, values: np.ndarray, stream: Any = None) -> None:
         self[...] = values
@@ -85,7 +150,12 @@ class RawModule:
         kernel = EmulatedDriver(self.arch).kernel(self.file, name, **self.constants)
 
         def function(grid: Any, block: Any, args: tuple[Any, ...], shared_mem: int = 0) -> None:
-            kernel(grid, block, *[a.view(np.ndarray) if isinstance(a, Array) else a for a in args], shared=shared_mem)
+            plain = [a.view(np.ndarray) if isinstance(a, Array) else a for a in args]
+            run = partial(kernel, grid, block, *plain, shared=shared_mem)
+            if Stream.captured is not None:
+                Stream.captured.append(run)
+            else:
+                run()
 
         return function
 
@@ -100,7 +170,8 @@ def install(gpus: Any = 2, driver: int = 12090, runtime: int = 12090) -> ModuleT
 
     fake = ModuleType("cupy")
     fake.__dict__.update({k: v for k, v in vars(np).items() if not k.startswith("__")})
-    fake.empty = lambda shape, dtype: np.empty(shape, dtype).view(Array)  # type: ignore[attr-defined]
+    fake.empty = empty  # type: ignore[attr-defined]
+    fake.get_default_memory_pool = lambda: SimpleNamespace(malloc=None)  # type: ignore[attr-defined]
     fake.asarray = lambda array: np.array(array).view(Array)  # type: ignore[attr-defined]
     fake.asnumpy = lambda array, stream=None: np.asarray(array)  # type: ignore[attr-defined]
     fake.RawModule = RawModule  # type: ignore[attr-defined]
@@ -108,9 +179,10 @@ def install(gpus: Any = 2, driver: int = 12090, runtime: int = 12090) -> ModuleT
         runtime=SimpleNamespace(
             getDeviceCount=count, CUDARuntimeError=CUDARuntimeError, driverGetVersion=lambda: driver,
             runtimeGetVersion=lambda: runtime, memGetInfo=lambda: (1 << 30, 1 << 34),
-            getDeviceProperties=lambda index: {"name": b"Fake GPU"},
+            getDeviceProperties=lambda index: {"name": b"Fake GPU"}, streamCaptureModeRelaxed="relaxed",
         ),
-        Device=Device, Stream=Stream, Event=Event, alloc_pinned_memory=bytearray,
+        Device=Device, Stream=Stream, Event=Event, alloc_pinned_memory=bytearray, MemoryPool=MemoryPool,
+        using_allocator=Allocation,
     )  # fmt: skip
     special = ModuleType("cupyx.scipy.special")
     special.erf = np.vectorize(__import__("math").erf, otypes=[np.float32])  # type: ignore[attr-defined]

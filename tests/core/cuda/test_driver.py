@@ -89,6 +89,53 @@ def test_large_arrays_travel_in_pieces() -> None:
     assert order == "['wait', 'record', 'record'] ['record', 'wait']"
 
 
+CAPTURE = (
+    FAKE + "fake.install(1)\n"
+    "import zoo\nfrom zoo.core.capture import Capture\nfrom zoo.core import ops\n"
+    "g = zoo.device('cuda')\n"
+)
+
+
+def test_a_step_becomes_a_graph() -> None:
+    """Run once, captured once (relaxed, on the one stream), launched; in memory that nobody else is given."""
+    said = in_fresh_python(
+        CAPTURE + "step = Capture(lambda x: (x + 1.0) * 2.0, g)\n"
+        "print(step(np.arange(3, dtype=np.float32)).tolist(), g.driver.stream.said)\n"
+        "print(step(np.full(3, 4, np.float32)).tolist(), g.driver.stream.said)\n"
+        "((_, replay),) = step._known.values()\n"
+        "arena, held = replay.held\n"
+        "print(arena.owns(replay.result.handle), len(held), fake.Allocation.used)\n"
+    )
+    first, second, third = said.splitlines()
+    assert first == "[2.0, 4.0, 6.0] ['begin relaxed', 'end']"
+    assert second == "[10.0, 10.0, 10.0] ['begin relaxed', 'end', 'launch of 2']"
+    assert third == "True 1 None"
+
+
+def test_a_constant_within_a_step_is_no_part_of_the_graph() -> None:
+    """It is put there on the other stream, and held."""
+    said = in_fresh_python(
+        CAPTURE + "step = Capture(lambda x: x + zoo.tensor([1.0, 2.0], device=g), g)\n"
+        "print([step(np.full(2, n, np.float32)).tolist() for n in (1, 2)], len(g.driver.copies.said))\n"
+    )
+    assert said.strip() == "[[2.0, 3.0], [3.0, 4.0]] 1"
+
+
+def test_an_op_that_waits_for_the_gpu_ends_the_capture() -> None:
+    said = in_fresh_python(
+        CAPTURE + "def step(x):\n"
+        "    if g.driver.capturing: g.driver.stream.synchronize()\n"
+        "    return x + 1.0\n"
+        "try: Capture(step, g)(np.ones(2, np.float32))\n"
+        "except Exception as e: print(e)\n"
+        "print(g.driver.stream.said[-1], g.driver.capturing, (zoo.tensor([1.0], device=g) + 1.0).tolist())\n"
+    )
+    *lines, after = said.strip().splitlines()
+    assert lines[0] == "this step cannot be captured" and len(lines) == 3
+    assert "an op in it waits for the GPU: cudaErrorStreamCaptureUnsupported" in lines[1]
+    assert after == "end False [2.0]"
+
+
 @pytest.mark.parametrize(
     "raised, what, why",
     [

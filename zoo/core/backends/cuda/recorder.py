@@ -9,7 +9,6 @@ step read are held as long as the replay is.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,7 +35,6 @@ class Recorder:
     def __init__(self, driver: Any):
         self.driver, self.arena = driver, driver.arena()
         self.held: list[Any] = []
-        self.thread = threading.get_ident()
 
     def hold(self, args: Any) -> None:
         self.held += [a for a in args if hasattr(a, "strides") and not self.arena.owns(a)]

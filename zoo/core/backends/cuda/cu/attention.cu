@@ -14,7 +14,7 @@
 #include "prelude.cuh"
 #include "attention_tile.cuh"
 
-extern "C" __global__ void __launch_bounds__(256) attention_tiles(
+extern "C" __global__ void __launch_bounds__(256, 2) attention_tiles(
     const TQ* q, int64_t q_batch, int64_t q_position, int64_t q_head, const T* k, int64_t k_batch, int64_t k_position,
     int64_t k_head, const T* v, int64_t v_batch, int64_t v_position, int64_t v_head, const float* bias_data, int64_t bias_batch,
     int64_t bias_head, int64_t bias_query, int64_t bias_key, const int* lengths, TQ* y, int L, int S, int H, int G, int D, int Dv,

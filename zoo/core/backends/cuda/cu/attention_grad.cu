@@ -32,7 +32,7 @@ struct Tiles {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(256) attention_grad_rows(
+extern "C" __global__ void __launch_bounds__(256, 2) attention_grad_rows(
     const T* g, int64_t g_batch, int64_t g_position, int64_t g_head, const T* q, int64_t q_batch, int64_t q_position,
     int64_t q_head, const T* k, int64_t k_batch, int64_t k_position, int64_t k_head, const T* v, int64_t v_batch,
     int64_t v_position, int64_t v_head, const float* bias_data, int64_t bias_batch, int64_t bias_head, int64_t bias_query,
@@ -111,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(256) attention_grad_rows(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) attention_grad_keys(
+extern "C" __global__ void __launch_bounds__(256, 2) attention_grad_keys(
     const T* g, int64_t g_batch, int64_t g_position, int64_t g_head, const T* q, int64_t q_batch, int64_t q_position,
     int64_t q_head, const T* k, int64_t k_batch, int64_t k_position, int64_t k_head, const T* v, int64_t v_batch,
     int64_t v_position, int64_t v_head, const float* bias_data, int64_t bias_batch, int64_t bias_head, int64_t bias_query,
