@@ -107,8 +107,8 @@ def few_rows(b: Any, outputs: int, steps: int) -> tuple[int, int]:
 
 
 def most(rows: int) -> int:
-    """1, 2, 4 or 8: the number of rows that a kernel is compiled for."""
-    return 1 << (rows - 1).bit_length()
+    """1, 4 or 8: the number of rows that a kernel is compiled for. Memory sets the pace of 2 rows as of 4."""
+    return 1 if rows == 1 else 4 if rows <= 4 else 8
 
 
 def _gemv(b: Any, x: Any, w: Any, bias: Any, activation: str | None, dtype: np.dtype) -> Any:
