@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,21 @@ def test_shapes_are_recorded_apart() -> None:
     for n in (3, 4, 3, 4):
         assert captured(np.arange(n, dtype=np.float32)).tolist() == [2.0 * i for i in range(n)]
     assert stats()["capture.recorded"] == 2 and stats()["capture.replayed"] == 2
+
+
+def test_threads() -> None:
+    """One step is recorded at a time; another thread's ops are not taken for its own, nor its own left out."""
+
+    def run(seed: int) -> list[bytes]:
+        found, at = [], zoo.tensor(arrays(seed)[1], device=CPU)
+        for _ in range(20):
+            captured = Capture(lambda x: ops.topk(make(4)(x, at), 64)[0] + 1.0, CPU)
+            found += [captured(arrays(seed + i)[0]).numpy().tobytes() for i in range(3)]
+        return found
+
+    alone = [run(seed) for seed in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(run, range(3))) == alone
 
 
 def test_reading_a_value_is_refused() -> None:

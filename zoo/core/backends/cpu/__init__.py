@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from importlib import import_module
-from threading import get_ident
+from threading import Lock, get_ident
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,7 @@ class CpuBackend(NumpyBackend):
     def __init__(self) -> None:
         super().__init__("cpu")
         self.native = _load()
+        self._recording = Lock()
         self._obey(os.environ)
         for name, kernel in kernels.KERNELS.items():
             if name not in self.off:
@@ -152,9 +153,12 @@ class CpuBackend(NumpyBackend):
 
     def record(self, step: Callable[[], Any]) -> Replay | None:
         """Runs a step and keeps what it did (zoo/core/capture.py). One at a time is recorded."""
-        if self.recorder is not None:
+        if not self._recording.acquire(blocking=False):
             return None
-        return Recorder(self).record(step)
+        try:
+            return Recorder(self).record(step)
+        finally:
+            self._recording.release()
 
     def to_host(self, handle: Any) -> np.ndarray:
         if self.recorder is not None and self.recorder.thread == get_ident():

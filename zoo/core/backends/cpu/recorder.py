@@ -35,6 +35,9 @@ NATIVE = frozenset((
 """Ops whose cpu kernels, where they do not decline, only call native functions and look at arrays in other shapes."""
 
 
+NOBODY = 0  # no thread has this number
+
+
 def origin(array: np.ndarray) -> Any:
     """What owns the memory that an array lies in."""
     owner: Any = array
@@ -147,11 +150,11 @@ class Recorder:
     def _again(self, prim: Prim, args: Any, attrs: Any, arrays: list[Any]) -> Any:
         """Runs an op outside the recording, and keeps how to run it again."""
         self.calls.stop()
-        self.backend.recorder = memory.recorder = None
+        self.thread = NOBODY
         try:
             out = self.backend.bind(prim, args, attrs)
         finally:
-            self.backend.recorder = memory.recorder = self
+            self.thread = threading.get_ident()
             self.calls.start()
         out = tuple(map(np.asarray, out)) if type(out) is tuple else np.asarray(out)  # numpy gives scalars for 0 axes
         results = out if type(out) is tuple else (out,)
