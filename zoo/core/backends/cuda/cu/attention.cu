@@ -5,11 +5,12 @@
 //   threads   16 x 16: thread (y, x) has rows y R .. y R + R - 1, keys x + 16 j of a tile, numbers 4 (x + 16 c) .. + 3 of a sum
 //   shared    queries [ROWS][DIM + 4], a tile of keys, then of values [KEYS][DIM + 4], weights [ROWS][KEYS + 4], float32. Rows of
 //             DIM + 4 floats are an odd number of 16-byte words, so that 8 lanes reading 8 rows meet no bank twice
-//             DIM         32..128    160    256
-//             ROWS x KEYS  64 x 32  32 x 32  32 x 16
-//             KiB          at 64: 35; at 128: 60    46    51        (a block of sm_75 may use 64)
-//   registers R KEYS/16 scores, R DIM/16 of the sums: 8 + 32 at DIM 128, 2 + 32 at 256
-//   floor     2 L S (D + Dv) flops per head, half of them if causal; a warp reads shared memory for 12 cycles to multiply for 16
+//             DIM           32       64     96, 128     160      256
+//             ROWS x KEYS  64 x 64  64 x 64  64 x 32  32 x 32  32 x 16
+//             KiB           35       51      47, 59      46       51     (a block of sm_75 may use 64)
+//   registers R KEYS/16 scores, R DIM/16 of the sums: 16 + 16 at DIM 64, 8 + 32 at 128, 2 + 32 at 256; 128 (two blocks) at most
+//   floor     2 L S (D + Dv) flops per head, half of them if causal. For 4 numbers of 4 x 4 products a warp reads shared memory
+//             for 12 cycles and multiplies for 16; 4 x 2 products, beyond DIM 64, take 8 of both
 
 #include "prelude.cuh"
 #include "attention_tile.cuh"

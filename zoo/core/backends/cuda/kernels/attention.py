@@ -109,7 +109,7 @@ def attention_grad(b: Any, g: Any, q: Any, k: Any, v: Any, bias: Any, *, causal:
 
 def forward_tile(width: int) -> tuple[int, int]:
     """Rows and keys of attention.cu."""
-    return (64, 32) if width <= 128 else (32, 32) if width <= 160 else (32, 16)
+    return (64, 64) if width <= 64 else (64, 32) if width <= 128 else (32, 32) if width <= 160 else (32, 16)
 
 
 def backward_tile(width: int) -> tuple[tuple[int, int], int]:
