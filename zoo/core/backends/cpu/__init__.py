@@ -6,10 +6,8 @@ kernels are C++ (csrc/), compiled once per instruction set and chosen when the l
 Environment, read once: ZOO_ISA forces an instruction set, ZOO_THREADS a number of threads (else one for each physical
 core that this process may use), ZOO_OFF="matmul,conv" leaves those ops to numpy (no ops, but switched off there too:
 "winograd", Winograd's algorithm for convolutions, "bf16", that a layer with bfloat16 weights rounds its input to
-bfloat16, and "capture", the replay of recorded steps), ZOO_WINOGRAD_MB limits the memory in which Winograd's
-transformed weights are kept (a quarter of the machine's; 0 keeps none), ZOO_TUNE=1 measures which algorithm is fastest
-for each new shape and remembers it in the user's cache, ZOO_TUNE=0 does not even follow what is remembered
-(kernels/tune.py).
+bfloat16, and "capture", the replay of recorded steps), ZOO_TUNE=1 measures which algorithm is fastest for each new
+shape and remembers it in the user's cache, ZOO_TUNE=0 does not even follow what is remembered (kernels/tune.py).
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from zoo.core.backends.cpu import kernels
-from zoo.core.backends.cpu.kernels import tune, winograd
+from zoo.core.backends.cpu.kernels import tune
 from zoo.core.backends.cpu.pack import Packed, pack
 from zoo.core.backends.cpu.recorder import Recorder, Replay
 from zoo.core.backends.numpy import Kernel, NumpyBackend
@@ -88,10 +86,6 @@ class CpuBackend(NumpyBackend):
             if not threads.isdecimal() or not 1 <= int(threads) <= 1024:
                 raise ZooError(f"ZOO_THREADS={threads} cannot be used", "it must be a number from 1 to 1024")
             self.native.set_threads(int(threads))
-        budget = environ.get("ZOO_WINOGRAD_MB", "")
-        if budget and not budget.isdecimal():
-            raise ZooError(f"ZOO_WINOGRAD_MB={budget} cannot be used", "it must be a number of megabytes, 0 or more")
-        self.forms = winograd.Forms(self.native, int(budget) << 20 if budget else winograd.default_budget())
         tuning = environ.get("ZOO_TUNE") or None
         if tuning not in (None, "0", "1"):
             raise ZooError(f"ZOO_TUNE={tuning} cannot be used", "it may be 0 or 1")

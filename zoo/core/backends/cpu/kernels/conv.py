@@ -99,19 +99,13 @@ def _conv(b: Any, x: Any, w: Any, bias: Any, residual: Any, stride: Any, padding
         weight_shape = w.shape if rank == 2 else (w.shape[0], 1, *w.shape[1:])
         count("cpu.packed_weight")
     after = (contiguous(bias), contiguous(residual), CODES[activation])
-    tile, fused = winograd.DIRECT, False
-    if "winograd" not in b.off and winograd.fits(x, w, stride, dilation, groups):
-        tile = _tile(b, x, w, out, pad, flip)
-        if tile and packed:
-            source = b.forms.kept_as(w, tile, winograd.tiles(x.shape[0], out.shape[1:3], tile))
-            fused = source == winograd.FUSED
-            if source == winograd.KEPT and (form := b.forms.get(w, tile)) is not None:
-                weight, stored = form, WEIGHTS[F32]
+    fits = "winograd" not in b.off and winograd.fits(x, w, stride, dilation, groups)
+    fast = fits and _winograd_is_faster(b, x, w, out, pad, flip)
     b.native.conv(
-        as_2d(x), weight, as_2d(out), *after, stride, pad, dilation, groups, flip, weight_shape, tile, stored, fused,
+        as_2d(x), weight, as_2d(out), *after, stride, pad, dilation, groups, flip, weight_shape, fast, stored,
     )  # fmt: skip
     count("cpu.conv_f32")
-    if tile:
+    if fast:
         count("cpu.winograd")
     return out
 
@@ -121,33 +115,26 @@ def _stored(w: Any) -> int:
     return BF16_PAIRS if type(w) is Packed and w.pairs else WEIGHTS[w.dtype]
 
 
-def _tile(b: Any, x: np.ndarray, w: Any, out: np.ndarray, pad: Any, flip: bool) -> int:
-    """Which algorithm: 0 for the direct one, else the tile of Winograd's."""
-    packed, kept = type(w) is Packed, dict.fromkeys((winograd.DIRECT, *winograd.TILES), winograd.MADE)
-    if packed:
-        kept[winograd.DIRECT] = winograd.KEPT
-        for tile in winograd.TILES:
-            kept[tile] = b.forms.kept_as(w, tile, winograd.tiles(x.shape[0], out.shape[1:3], tile))
+def _winograd_is_faster(b: Any, x: np.ndarray, w: Any, out: np.ndarray, pad: Any, flip: bool) -> bool:
+    packed = type(w) is Packed
     if b.choices.follows:
         shape = f"conv3x3 {'x'.join(map(str, x.shape))} -> {'x'.join(map(str, out.shape))}{' packed' if packed else ''}"
 
         def candidates() -> dict[int, Any]:
-            def run(tile: int) -> Any:
-                weight, stored, source = w.buffer if packed else w, _stored(w), kept[tile]
-                if packed and tile and source == winograd.KEPT:
-                    weight, stored = b.forms.make(w, tile), WEIGHTS[F32]
-                given, fused = w.shape if packed else (-1, 0, 0, 0), source == winograd.FUSED
+            weight, given = (w.buffer, w.shape) if packed else (w, (-1, 0, 0, 0))
+
+            def run(fast: bool) -> Any:
                 return lambda: b.native.conv(
-                    x, weight, np.empty_like(out), None, None, 0, (1, 1), pad, (1, 1), 1, flip, given, tile, stored,
-                    fused,
+                    x, weight, np.empty_like(out), None, None, 0, (1, 1), pad, (1, 1), 1, flip, given, fast,
+                    _stored(w),
                 )  # fmt: skip
 
-            return {tile: run(tile) for tile in (winograd.DIRECT, *winograd.TILES)}
+            return {0: run(False), winograd.SIDE: run(True)}
 
         found = b.choices.find(tune.machine(b.native), shape, candidates)
         if found is not None:
-            return found if found in winograd.TILES else winograd.DIRECT
-    return winograd.cheapest(x.shape[0], out.shape[1:3], x.shape[3], out.shape[3], tuple(kept.values()))
+            return found == winograd.SIDE
+    return winograd.cheaper(x.shape[0], out.shape[1:3], x.shape[3], out.shape[3], packed)
 
 
 def _spread(x: np.ndarray, by: Any) -> np.ndarray:

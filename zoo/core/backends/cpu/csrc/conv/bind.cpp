@@ -16,18 +16,11 @@ void set_weight_shape(Conv& c, const i64* shape, i64 groups) {
 }
 
 i64 packed_conv_size(const Conv& c) {
-    if (c.winograd && !c.taps) return (c.winograd + 2) * (c.winograd + 2) * packed_columns(c.outputs) * c.channels;
     return c.groups * packed_columns(c.outputs / c.groups) * c.kernel[0] * c.kernel[1] * (c.channels / c.groups);
 }
 
-void set_winograd(Conv& c, int tile) {
-    check(tile == 0 || tile == 2 || tile == 4, "tiles of Winograd's algorithm have 2 or 4 outputs");
-    check(tile == 0 || (c.kernel[0] == 3 && c.kernel[1] == 3 && c.groups == 1), "Winograd's algorithm is for 3x3 kernels in one group");
-    c.winograd = tile;
-}
-
 void conv(nb::handle x_, nb::handle w_, nb::handle out_, nb::handle bias, nb::handle residual, int activation, Pair stride, Pair pad,
-          Pair dilation, i64 groups, bool flip, std::array<i64, 4> packed_shape, int winograd, int weight, bool fused) {
+          Pair dilation, i64 groups, bool flip, std::array<i64, 4> packed_shape, bool winograd, int weight) {
     check(weight >= F32 && weight < WEIGHTS, "unknown kind of weight");
     const bool half = weight == BF16 || weight == F16, pairs = weight == BF16_PAIRS;
     check(!pairs || kernels().gemm->pairs, "this instruction set has no dot products of bfloat16");
@@ -47,24 +40,19 @@ void conv(nb::handle x_, nb::handle w_, nb::handle out_, nb::handle bias, nb::ha
         check(stride[i] >= 1 && dilation[i] >= 1, "stride and dilation start at 1");
     }
     std::copy(x.stride, x.stride + 4, c.x_stride);
-    c.x = x.data, c.y = out.data, c.flip = flip;
-    set_winograd(c, winograd);
+    c.x = x.data, c.y = out.data, c.flip = flip, c.winograd = winograd;
     if (winograd) {
+        check(c.kernel[0] == 3 && c.kernel[1] == 3 && groups == 1, "Winograd's algorithm is for 3x3 kernels in one group");
         check(x.stride[3] == 1 || x.shape[3] == 1, "Winograd's algorithm reads contiguous channels");
         for (int i : {0, 1}) check(stride[i] == 1 && dilation[i] == 1, "Winograd's algorithm has no stride and no dilation");
     }
     check(packed || !pairs, "pairs must be packed");
     if (packed) {
         const auto fits = [&](const auto& w) {
-            const bool form = w.nd == 1 && w.contiguous() && weight == F32 && w.shape[0] == packed_conv_size(c);
-            c.taps = !form && winograd;
-            return form || (w.nd == 1 && w.contiguous() && w.shape[0] * (pairs ? 2 : 1) == packed_conv_size(c));
+            return w.nd == 1 && w.contiguous() && w.shape[0] * (pairs ? 2 : 1) == packed_conv_size(c);
         };
         check(half ? fits(w16) : fits(w), "packed weights have the wrong size");
         check(!pairs || c.channels / groups % 2 == 0, "pairs need an even number of channels");
-        check(weight == F32 || winograd == 0 || c.taps, "a transformed weight is float32");
-        check(!fused || (c.taps && winograd == 4), "only packed weights are transformed by parts, for tiles of 4");
-        c.fused = fused;
         c.packed = half ? static_cast<const void*>(w16.data) : w.data;
         c.weight = weight;
     } else {
@@ -97,12 +85,11 @@ void conv_scatter(nb::handle x_, nb::handle w_, nb::handle out_, Pair spread, Pa
 }
 
 template <class T>
-void pack_of(nb::handle w_, nb::handle out_, i64 groups, bool flip, int winograd, int weight) {
+void pack_of(nb::handle w_, nb::handle out_, i64 groups, bool flip, int weight) {
     const ArrayOf<T> w(w_, "w"), out(out_, "out", true);
     check(w && out && w.nd == 4 && out.nd == 1 && out.contiguous(), "w needs four axes, out one");
     Conv c{};
     set_weight_shape(c, w.shape, groups);
-    set_winograd(c, winograd);
     check(out.shape[0] == packed_conv_size(c), "out has the wrong size");
     c.w = w.data, c.flip = flip, c.weight = weight;
     std::copy(w.stride, w.stride + 4, c.w_stride);
@@ -110,9 +97,9 @@ void pack_of(nb::handle w_, nb::handle out_, i64 groups, bool flip, int winograd
     kernels().conv->pack(c, out.data);
 }
 
-void pack_conv(nb::handle w, nb::handle out, i64 groups, bool flip, int winograd, int weight) {
-    check(weight >= F32 && weight < WEIGHTS && (weight == F32 || winograd == 0), "cannot pack this kind of weight so");
-    (weight == F32 ? pack_of<float> : pack_of<uint16_t>)(w, out, groups, flip, winograd, weight);
+void pack_conv(nb::handle w, nb::handle out, i64 groups, bool flip, int weight) {
+    check(weight >= F32 && weight < WEIGHTS, "unknown kind of weight");
+    (weight == F32 ? pack_of<float> : pack_of<uint16_t>)(w, out, groups, flip, weight);
 }
 
 }  // namespace
@@ -121,12 +108,12 @@ void bind_conv(nb::module_& m) {
     m.def("conv", conv, nb::arg("x"), nb::arg("w"), nb::arg("out"), nb::arg("bias").none() = nb::none(),
           nb::arg("residual").none() = nb::none(), nb::arg("activation") = 0, nb::arg("stride") = Pair{1, 1},
           nb::arg("pad") = Pair{0, 0}, nb::arg("dilation") = Pair{1, 1}, nb::arg("groups") = 1, nb::arg("flip") = false,
-          nb::arg("packed_shape") = std::array<i64, 4>{-1, 0, 0, 0}, nb::arg("winograd") = 0, nb::arg("weight") = 0, nb::arg("fused") = false,
+          nb::arg("packed_shape") = std::array<i64, 4>{-1, 0, 0, 0}, nb::arg("winograd") = false, nb::arg("weight") = 0,
           "x (N, H, W, C), w (O, h, w, C/groups) or packed -> out (N, H', W', O).");
     m.def("conv_scatter", conv_scatter, nb::arg("x"), nb::arg("w"), nb::arg("out"), nb::arg("spread"), nb::arg("pad"),
           nb::arg("dilation"), nb::arg("flip"), "x (N, H, W, C), w (C, h, w, O) -> out (N, H', W', O): every pixel adds to its surroundings.");
     m.def("pack_conv", pack_conv, nb::arg("w"), nb::arg("out"), nb::arg("groups") = 1, nb::arg("flip") = false,
-          nb::arg("winograd") = 0, nb::arg("weight") = 0);
+          nb::arg("weight") = 0);
 }
 
 }  // namespace zoo

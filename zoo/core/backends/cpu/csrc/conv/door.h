@@ -1,8 +1,6 @@
 // Which kernel a convolution goes to.
 
 void pack_conv(const Conv& c, void* packed) {
-    if (c.winograd == 4) return winograd_pack<4, float>(c, static_cast<float*>(packed));
-    if (c.winograd == 2) return winograd_pack<2, float>(c, static_cast<float*>(packed));
     if (c.weight == F32) return pack_direct(c, static_cast<float*>(packed));
     pack_direct(c, static_cast<bf16*>(packed));  // float16 too: bits are moved
 }
@@ -30,24 +28,16 @@ void direct(const Conv& c, const T* packed, const i64 need[2]) {
     parallel(tasks * job.n, conv_task<T>, &job);
 }
 
-// T: what packed taps are stored in.
-template <class T>
-void winograd_of(const Conv& c) {
-    if (c.fused) return winograd_fused<T>(c);
-    if (c.winograd == 4) return winograd<4, T>(c);
-    winograd<2, T>(c);
-}
-
 void conv(const Conv& c) {
     if (c.batch * c.out[0] * c.out[1] == 0 || c.outputs == 0) return;
     i64 need[2];
     for (int i = 0; i < 2; i++) need[i] = (c.out[i] - 1) * c.stride[i] + (c.kernel[i] - 1) * c.dilation[i] + 1;
-    if (c.winograd && c.weight == BF16) return winograd_of<bf16>(c);
+    if (c.winograd && c.weight == BF16) return minimal::winograd<bf16>(c);
 #if defined(ZOO_AVX512BF16)
-    if (c.weight == BF16_PAIRS) return c.winograd ? winograd_of<pair>(c) : direct(c, static_cast<const pair*>(c.packed), need);
+    if (c.weight == BF16_PAIRS) return c.winograd ? minimal::winograd<pair>(c) : direct(c, static_cast<const pair*>(c.packed), need);
 #endif
-    if (c.winograd && c.weight == F16) return winograd_of<f16>(c);
-    if (c.winograd) return winograd_of<float>(c);
+    if (c.winograd && c.weight == F16) return minimal::winograd<f16>(c);
+    if (c.winograd) return minimal::winograd<float>(c);
     if (c.k_major) return conv_k_major(c, need);
     if (is_depthwise(c)) return depthwise(c);
     if (c.weight == BF16) return direct(c, static_cast<const bf16*>(c.packed), need);

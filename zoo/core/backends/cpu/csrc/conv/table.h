@@ -13,15 +13,13 @@ struct Conv {
     i64 stride[2], dilation[2], pad[2], groups;
     bool flip;     // the kernel is turned round in both spatial axes
     bool k_major;  // x and w are contiguous along batch and outputs, not along channels; then groups == 1 and no flip
-    int winograd;  // 0, or the outputs along one side of a tile, 2 or 4: then 3x3, stride, dilation and groups 1, x_stride[3] 1
+    bool winograd;  // then 3x3, stride, dilation and groups 1, x_stride[3] 1
     const float* x;
     i64 x_stride[4];
     int weight;       // what `packed`, or the w to be packed, is stored in; a w that is read by `conv` is float32
     const void* w;    // not read if `packed` is set
     i64 w_stride[4];
-    const void* packed;  // [groups][outputs/groups/NR][kernel0 * kernel1 * channels/groups][NR], or as winograd.h says
-    bool taps;           // `packed` is the former, though winograd is set: they are transformed at this call,
-    bool fused;          // and by parts, which stay in the cache (winograd is 4)
+    const void* packed;  // [groups][outputs/groups/NR][kernel0 * kernel1 * channels/groups][NR]
     float* y;
     const float *bias, *residual;
     int activation;
