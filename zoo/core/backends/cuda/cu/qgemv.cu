@@ -11,7 +11,7 @@
 
 typedef Format<BITS>::Sum Sum;
 typedef Format<BITS>::Scale Scale;
-constexpr int PER = 128 / BITS, WARPS = 4, UNROLLED = MOST * ROWS > 16 ? 1 : 2;  // PER: inputs in 16 bytes
+constexpr int PER = 128 / BITS, WARPS = 4, UNROLLED = MOST > 1 ? 1 : 2;  // PER: inputs in 16 bytes
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS) qgemv(
     const int8_t *codes, const float *x_scale, const uint8_t *w, const Scale *scale, const B *bias, const X *x, X *y, int rows, int N,
