@@ -1,5 +1,5 @@
-// y = act(x);  d x = g act'(x);  swiglu y = silu(gate) up and its gradients;  geglu y = h gelu(gate), h and gate the halves of each
-// row of x (rows, 2 columns). Value by value, a thread for each 16 bytes of the result.
+// y = act(x);  d x = g act'(x);  swiglu y = silu(gate) up and its gradients;  geglu y = h gelu(gate), h and gate the halves of
+// each row of x (rows, 2 columns). Value by value, a thread for each 16 bytes of the result.
 // floor      bytes: sizeof(T) for each array: 2 forward, 3 for swiglu, geglu and a slope, 5 for both gradients of swiglu
 //
 // Python sets T and ACTIVATION.

@@ -15,7 +15,7 @@ struct Tile {
     int64_t outer, first, last;  // rows first .. last - 1
     int part, column, row;       // the first of N columns; which of the ROWS
     bool inside;                 // whether there is such a column
-    __device__ Tile(int64_t rows, int columns, int step, int parts) {
+    __device__ __forceinline__ Tile(int64_t rows, int columns, int step, int parts) {
         const int tiles = (columns + LANES * N - 1) / (LANES * N);
         const int64_t block = blockIdx.x / tiles;
         outer = block / parts, part = block % parts;
@@ -25,7 +25,7 @@ struct Tile {
         inside = column < columns;
     }
     // Rows among them that thread `row` has joined when `apart` threads are left.
-    __device__ float count(int row, int apart) const {
+    __device__ __forceinline__ float count(int row, int apart) const {
         const int64_t all = last - first;
         return row < all ? (float)((all - row + apart - 1) / apart) : 0.0f;
     }

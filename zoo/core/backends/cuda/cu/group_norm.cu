@@ -1,5 +1,6 @@
 // Normalisation by statistics down the columns of x (samples, rows, columns), in float32:
-//   group norm            a group is `width` neighbouring columns of all rows of a sample; y = act((x - mean) scale weight + bias)
+//   group norm            a group is `width` neighbouring columns of all rows of a sample;
+//                         y = act((x - mean) scale weight + bias)
 //   batch norm, training  one sample, with a group for each column; batch norm, inference: statistics that are given
 //   gradients, with h the normalised x, v = g weight, means over the group:  dx = (v - mean(v) - h mean(v h)) scale,
 //   d weight = sum of g h, d bias = sum of g, over all but the columns
@@ -83,7 +84,8 @@ __device__ __forceinline__ void find_moments(const T* x, const T* g, float* to, 
         store(line, left, columns % N == 0, state[k]);
     }
 }
-extern "C" __global__ void __launch_bounds__(256) moments(const T* x, float* to, int64_t rows, int columns, int step, int parts) {
+extern "C" __global__ void __launch_bounds__(256, 3) moments(
+    const T* x, float* to, int64_t rows, int columns, int step, int parts) {
     find_moments<2>(x, nullptr, to, rows, columns, step, parts);
 }
 extern "C" __global__ void __launch_bounds__(256) moments_grad(
@@ -98,8 +100,9 @@ __device__ __forceinline__ float rows_of(int part, int64_t rows, int step) {
 // A block of 128 for each group of each sample. means, variances[sample][group]; factors[sample][K][column]: mean, scale weight,
 // and for the gradient the factor of x - mean and a constant.
 template <int K>
-__device__ __forceinline__ void group_statistics(const float* found, const W* weight, float* factors, float* means, float* variances,
-                                                 int groups, int64_t rows, int columns, int step, int parts, float eps) {
+__device__ __forceinline__ void group_statistics(const float* found, const W* weight, float* factors, float* means,
+                                                 float* variances, int groups, int64_t rows, int columns, int step, int parts,
+                                                 float eps) {
     SHARED(float, scratch, 32);
     const int64_t sample = blockIdx.x / groups;
     const int width = columns / groups, first = blockIdx.x % groups * width;

@@ -4,15 +4,15 @@
 //   gradients, with v = g weight:  dx = (v - mean(v) - h mean(v h)) scale,  of rms_norm without mean(v)
 //   d weight = sum of g h over the rows, d bias = sum of g: column_sums below
 // layout     rows.cuh; the variance by a second pass over the row, about its mean: one pass with x^2 would cancel
-// floor      bytes: 2 sizeof(T) columns a row; gradients 3 (x, g, dx), and 2 more for the weight's, which read x and g again (L2 has
-//            up to some 40 MB of them)
+// floor      bytes: 2 sizeof(T) columns a row; gradients 3 (x, g, dx), and 2 more for the weight's, which read x and g again (L2
+//            has up to some 40 MB of them)
 //
 // Python sets T, W (how weight and bias are stored), TEAM, VECTORS.
 #include "prelude.cuh"
 #include "rows.cuh"
 
 // Mean of (x - mean)^2 over the row.
-__device__ float row_variance(Row<T>& x, float mean) {
+__device__ __forceinline__ float row_variance(Row<T>& x, float mean) {
     float sum = 0;
     x.each([&](int, int n, float(&v)[N]) {
 #pragma unroll
@@ -24,7 +24,7 @@ __device__ float row_variance(Row<T>& x, float mean) {
     return team_sum(sum) / x.columns;
 }
 
-__device__ float row_mean(Row<T>& x) {
+__device__ __forceinline__ float row_mean(Row<T>& x) {
     float sum = 0;
     x.each([&](int, int, float(&v)[N]) {
 #pragma unroll
@@ -72,7 +72,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) rms_norm(
 
 // statistics[row] = mean, scale: for the weight's gradient.
 template <bool CENTRED>
-__device__ void norm_grad(const T* x, const W* weight, const T* g, T* dx, float* statistics, int64_t rows, int columns, float eps) {
+__device__ __forceinline__ void norm_grad(const T* x, const W* weight, const T* g, T* dx, float* statistics, int64_t rows,
+                                          int columns, float eps) {
     const Team team;
     if (team.row >= rows) return;
     Row<T> row(x, team, columns);

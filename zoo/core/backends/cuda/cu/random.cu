@@ -1,17 +1,17 @@
-// Philox4x32-10 (Salmon et al. 2011), the numbers of zoo/core/philox.py bit by bit: block b of a stream is a function of (seed, b).
+// Philox4x32-10 (Salmon et al. 2011), the numbers of zoo/core/philox.py bit by bit: a block is a function of (seed, its number).
 //   uniform  the top 24 bits of each word, exact in float32, then rounded to T
 //   normal   pairs of words by Box & Muller in float64, rounded to float32, then to T: philox.py says why
 //   dropout  x / (1 - p) where the stream's value is at least p, else 0
 // layout     a thread makes the four words of one block: 16 bytes in float32
-// floor      bytes: sizeof(T) a value (dropout 2). 20 multiplications of 32 bits make four words; float64, of which most GPUs have
-//            1/64 of the rate, is for normal alone: initial noise and initial weights
+// floor      bytes: sizeof(T) a value (dropout 2). 20 multiplications of 32 bits make four words; float64, of which most GPUs
+//            have 1/64 of the rate, is for normal alone: initial noise and initial weights
 //
 // Python sets T: how results are stored.
 #include "prelude.cuh"
 
 struct Words {
     uint32_t word[4];
-    __device__ Words(uint64_t block, uint32_t key0, uint32_t key1) {
+    __device__ __forceinline__ Words(uint64_t block, uint32_t key0, uint32_t key1) {
         uint32_t c0 = (uint32_t)block, c1 = (uint32_t)(block >> 32), c2 = 0, c3 = 0;
 #pragma unroll
         for (int round = 0; round < 10; round++) {

@@ -1,4 +1,4 @@
-// Sums, maxima and minima of x (outer, rows, columns) over the rows, or along rows (columns = 1, in other words) of (rows, columns).
+// Sums, maxima and minima of x: of (outer, rows, columns) down its columns, of (rows, columns) along its rows.
 //   sum    in float32; divided by `divide` at the end: the mean.       OP 0 sum, 1 maximum, 2 minimum; NaN wins both, as in numpy
 //   argmax, argmin   the place of the first maximum, or of the first NaN
 //   cumsum           along each row

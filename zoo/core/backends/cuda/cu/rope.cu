@@ -1,7 +1,8 @@
 // Rotary positions: among the first 2 * pairs channels of each head every pair (a, b) becomes (a cos - b sin, b cos + a sin), in
 // float32; the rest stays. A pair is (i, i + pairs), or two neighbours where INTERLEAVED.
-// layout     x (samples * length, heads, size); angles (lines, pairs), a line for each position, or for each of each sample: row r of
-//            x has line r / heads modulo lines. A thread turns N pairs (N / 2 where they are neighbours) or copies N of the rest
+// layout     x (samples * length, heads, size); angles (lines, pairs), a line for each position, or for each of each sample: row
+//            r of x has line r / heads modulo lines. A thread turns N pairs (N / 2 where they are neighbours) or copies N of the
+//            rest
 // floor      bytes: x read and written, 2 sizeof(T) a value; the angles are read by all heads and stay in the caches
 //
 // Python sets T, A (how angles are stored), INTERLEAVED.

@@ -1,11 +1,11 @@
 // What the kernels along rows share: how a row is read and reduced.
 //
-// layout     x (rows, columns), columns next to each other. A team of TEAM threads takes a row: a warp (eight rows to a block of 256
-//            threads) or a whole block. Thread t of the team has the vectors t, t + TEAM, ... of 16 bytes, so that neighbours read
-//            neighbouring memory
-// registers  VECTORS vectors of a thread, in float32: the row is read from memory once, whatever the passes over it; 32 values of a
-//            thread at most (16 in blocks of 1024 threads, which have 64 registers each). VECTORS = 0: the row is longer than its
-//            team holds, and every pass reads it again (from the caches up to some 100,000 values)
+// layout     x (rows, columns), columns next to each other. A team of TEAM threads takes a row: a warp (eight rows to a block of
+//            256 threads) or a whole block. Thread t of the team has the vectors t, t + TEAM, ... of 16 bytes, so that
+//            neighbours read neighbouring memory
+// registers  VECTORS vectors of a thread, in float32: the row is read from memory once, whatever the passes over it; 32 values
+//            of a thread at most (16 in blocks of 1024 threads, which have 64 registers each). VECTORS = 0: the row is longer
+//            than its team holds, and every pass reads it again (from the caches up to some 100,000 values)
 // alignment  16-byte accesses where the first value and every row lie on 16 bytes; else the same thread reads the same values one
 //            by one, out of lines that the first of these reads brought into L1
 //
@@ -20,13 +20,13 @@ constexpr bool HELD = VECTORS > 0;
 struct Team {
     int64_t row;
     int thread;
-    __device__ Team()
+    __device__ __forceinline__ Team()
         : row(TEAM == 32 ? (int64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32 : (int64_t)blockIdx.x),
           thread(TEAM == 32 ? threadIdx.x % 32 : threadIdx.x) {}
 };
 
 // f(v of all threads of the team), the same for each; f is associative and commutative. The order is fixed: every run, every bit.
-template <typename Function> __device__ float team_reduce(float v, Function f) {
+template <typename Function> __device__ __forceinline__ float team_reduce(float v, Function f) {
     for (int d = 16; d > 0; d /= 2) v = f(v, __shfl_xor_sync(FULL, v, d));
     if (TEAM > 32) {
         constexpr int WARPS = THREADS / 32;
@@ -54,7 +54,7 @@ template <typename Stored> struct Row {
     bool whole;
     float held[HELD ? VECTORS : 1][N];
 
-    __device__ Row(const Stored* first, const Team& team, int columns) : columns(columns), thread(team.thread) {
+    __device__ __forceinline__ Row(const Stored* first, const Team& team, int columns) : columns(columns), thread(team.thread) {
         x = first + team.row * columns;
         whole = columns % N == 0 && aligned(first);
         if (HELD) {

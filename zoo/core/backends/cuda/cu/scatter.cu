@@ -1,7 +1,7 @@
 // y[line] = x[line] + the sum of updates[i] over the i with indices[i] = line, in their order, in float32; x (lines, run).
-// layout     the indices are sorted first (stable), so that equal ones are a run; a thread for each value of each update, of which
-//            those at the first of a run add up all of it. Two runs never meet: no atomics, and the same bits in every run of the
-//            program
+// layout     the indices are sorted first (stable), so that equal ones are a run; a thread for each value of each update, of
+//            which those at the first of a run add up all of it. Two runs never meet: no atomics, and the same bits in every run
+//            of the program
 // floor      bytes: x, y and the updates once, 2 lines run + n run values; and the sorting
 // `fault` is set where an index is no line; it is left out then.
 //

@@ -3,15 +3,16 @@
 //   their gradients from the result y:  y (g - sum(g y))   and   g - e^y sum(g)
 //   cross_entropy logsumexp - x[target]        its gradient (softmax - 1 at the target) g
 // layout     rows.cuh; three passes over a row (maximum, sum, result), which is read from memory once while it is held
-// floor      bytes: a row read once and written once, 2 sizeof(T) columns; gradients read two rows and write one, 3 sizeof(T) columns;
-//            logsumexp and cross_entropy read one. About 25 instructions a value, of which e^x is 10: below what memory takes
+// floor      bytes: a row read once and written once, 2 sizeof(T) columns; gradients read two rows and write one, 3 sizeof(T)
+//            columns; logsumexp and cross_entropy read one. About 25 instructions a value, of which e^x is 10: below what memory
+//            takes
 // A NaN makes the whole row NaN, through the sum; so does +inf in softmax, or a row of -inf, as in numpy.
 //
 // Python sets T, TEAM, VECTORS, and INDEX, the integers that targets are.
 #include "prelude.cuh"
 #include "rows.cuh"
 
-__device__ float row_maximum(Row<T>& x) {
+__device__ __forceinline__ float row_maximum(Row<T>& x) {
     float m = -INFINITY;
     x.each([&](int, int n, float(&v)[N]) {
 #pragma unroll
@@ -22,7 +23,7 @@ __device__ float row_maximum(Row<T>& x) {
 }
 
 // Sum of e^(x - peak) over the row; a held row holds the powers afterwards.
-__device__ float row_powers(Row<T>& x, float peak) {
+__device__ __forceinline__ float row_powers(Row<T>& x, float peak) {
     float sum = 0;
     x.each([&](int, int n, float(&v)[N]) {
 #pragma unroll
@@ -35,7 +36,7 @@ __device__ float row_powers(Row<T>& x, float peak) {
 }
 
 // -inf for a row of -inf, inf where the largest is.
-__device__ float row_logsumexp(Row<T>& x) {
+__device__ __forceinline__ float row_logsumexp(Row<T>& x) {
     float peak = row_maximum(x);
     if (fabsf(peak) == INFINITY) peak = 0;
     return logf(row_powers(x, peak)) + peak;
@@ -84,7 +85,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) logsumexp(const T* x, T* y
 }
 
 template <bool LOG>
-__device__ void normalised_grad(const T* y, const T* g, T* dx, int64_t rows, int columns) {
+__device__ __forceinline__ void normalised_grad(const T* y, const T* g, T* dx, int64_t rows, int columns) {
     const Team team;
     if (team.row >= rows) return;
     Row<T> slopes(g, team, columns);
@@ -137,12 +138,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) cross_entropy_grad(
     Row<T> row(x, team, columns);
     const float peak = row_maximum(row), share = 1.0f / row_powers(row, peak), slope = g[team.row];
     const int64_t target = (int64_t)targets[team.row];
-    if (team.thread == 0 && (target < 0 || target >= columns)) *fault = 1;
+    const int hit = target >= 0 && target < columns ? (int)target : -1;
+    if (team.thread == 0 && hit < 0) *fault = 1;
     T* const to = dx + team.row * columns;
     row.each([&](int j, int n, float(&v)[N]) {
 #pragma unroll
         for (int i = 0; i < N; i++)
-            v[i] = ((HELD ? v[i] : expf(v[i] - peak)) * share - (j + i == target ? 1.0f : 0.0f)) * slope;
+            v[i] = ((HELD ? v[i] : expf(v[i] - peak)) * share - (j + i == hit ? 1.0f : 0.0f)) * slope;
         store(to + j, n, row.whole, v);
     });
 }

@@ -1,10 +1,11 @@
 // The k largest of each row, falling; of equals the first; NaN last, as numpy sorts. With k = columns: a sort.
 //   Each value becomes a key of 64 bits: above, 32 that rise as values fall; below, its place. No two keys are equal, so the k
-//   smallest are one set, in one order, whatever threads do first: the atomics below count and hand out slots, and change no result.
-// layout     a block of 1024 for each row. Rows of up to SLOTS values are sorted as they are. Of longer ones the k-th key is found 8
-//            bits at a time, from above: a histogram over the row of those that agree in the bits before, until the bin that holds the
-//            k-th is wanted whole (4 passes if no two values near it are equal, 8 at most); then the keys up to it are collected.
-//            The sort is bitonic, in shared memory
+//   smallest are one set, in one order, whatever threads do first: the atomics below count and hand out slots, and change no
+//   result.
+// layout     a block of 1024 for each row. Rows of up to SLOTS values are sorted as they are. Of longer ones the k-th key is found
+//            8 bits at a time, from above: a histogram over the row of those that agree in the bits before, until the bin that
+//            holds the k-th is wanted whole (4 passes if no two values near it are equal, 8 at most); then the keys up to it are
+//            collected. The sort is bitonic, in shared memory
 // shared     SLOTS keys, 32 KiB, and 8 * 256 counts, 8 KiB
 // floor      bytes: the row once, sizeof(T) columns; a long row is read 5 times or more, mostly from L2
 //

@@ -1,7 +1,7 @@
 // Runs of values, as the row-wise kernels read and write them: 16 bytes at a time where memory allows it.
 //
-// N is the number of values of T in 16 bytes. Other arrays that are read beside T's (weights in float32 beside halves, say) are read
-// N values at a time too: in two loads of 16 bytes, or in one of 8.
+// N is the number of values of T in 16 bytes. Other arrays that are read beside T's (weights in float32 beside halves, say) are
+// read N values at a time too: in two loads of 16 bytes, or in one of 8.
 //
 // Python sets T: how values are stored.
 

@@ -1,8 +1,8 @@
-// Pooling: the maximum or the sum under each window, x (samples, height, width, C) -> y (samples, rows, columns, C), and the gradient
-// of the maximum. One spatial axis is two of which the first has window 1. What lies in the padding counts as nothing.
-// layout     channels are neighbours: a thread has N of them, of one place. The gradient is gathered, not scattered: each place of x
-//            asks the windows over it, in their order, whether it is the first that holds their maximum. No atomics, every run the
-//            same bits; only a place that equals its maximum looks at those before it
+// Pooling: the maximum or the sum under each window, x (samples, height, width, C) -> y (samples, rows, columns, C), and the
+// gradient of the maximum. One spatial axis is two of which the first has window 1. What lies in the padding counts as nothing.
+// layout     channels are neighbours: a thread has N of them, of one place. The gradient is gathered, not scattered: each place
+//            of x asks the windows over it, in their order, whether it is the first that holds their maximum. No atomics, every
+//            run the same bits; only a place that equals its maximum looks at those before it
 // floor      bytes: x once (windows that overlap find it in L1) and y; the gradient x, y, g and dx once
 // NaN wins a maximum, as in numpy, and then nothing equals it: its gradient is 0.
 //
@@ -13,7 +13,7 @@
 // The part of an axis under the window at `out`.
 struct Span {
     int first, last;
-    __device__ Span(int out, int window, int stride, int padding, int size) {
+    __device__ __forceinline__ Span(int out, int window, int stride, int padding, int size) {
         const int start = out * stride - padding;
         first = start > 0 ? start : 0, last = at_most(start + window, size);
     }
