@@ -233,3 +233,40 @@ def test_misuse_is_refused(cpu):
         native.gemm(np.ones((2, 2), np.float32), np.ones((1, 4), np.float32), out, weight=3)
     assert not CpuBackend().pairs
     native.set_isa(ISA)
+
+
+# ---- attention
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    "L, S, H, Hkv, D, Dv",
+    [(40, 40, 2, 2, 40, 40), (15, 33, 6, 2, 64, 7), (70, 1031, 2, 1, 80, 80), (33, 513, 1, 1, 2, 130)],
+)
+def test_attention(cpu, rng, causal, L, S, H, Hkv, D, Dv):
+    """Products of q and k are exact; weights are rounded, so a result is within 2^-8 of what the |v| would give."""
+    shapes = (2, L, H, D), (2, S, Hkv, D), (2, S, Hkv, Dv)
+    q, k, v = (normal(rng, *shape, dtype=bfloat16) for shape in shapes)
+    bias = normal(rng, 2, 1, 1, S)
+    bias[..., 3] = -np.inf
+    for added in (None, bias):
+        found = attention(cpu, q, k, v, added, causal)
+        wide = [np.asarray(x, np.float64) for x in (q, k, v)]
+        want = attention(REFERENCE, *wide, added, causal)
+        size = attention(REFERENCE, wide[0], wide[1], abs(wide[2]), added, causal)
+        assert found.dtype == bfloat16
+        assert (abs(found.astype(np.float64) - want) <= 2.0**-8 * (size + abs(want)) + 1e-6).all()
+
+
+def attention(backend, q, k, v, bias, causal):
+    return backend.bind(TABLE["attention"], (q, k, v, bias), {"causal": causal, "scale": None})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_attention_loses_no_nan(cpu, rng, value):
+    q, k, v = (normal(rng, 1, 40, 2, 16, dtype=bfloat16) for _ in range(3))
+    v[0, 37, 1, 5] = value
+    found = attention(cpu, q, k, v, None, True).astype(np.float32)
+    want = attention(REFERENCE, *(x.astype(np.float32) for x in (q, k, v)), None, True)
+    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(want))
+    assert np.isnan(found[0, :37, 1, 5]).all() and np.isfinite(np.delete(found, 5, axis=3)).all()

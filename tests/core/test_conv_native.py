@@ -155,6 +155,9 @@ def test_which_algorithm_is_cheaper():
         assert winograd.cheaper(images, (side, side), channels, outputs, True) == faster
     assert not winograd.cheaper(1, (7, 7), 512, 512, False)
     assert winograd.cheaper(2, (64, 64), 320, 320, False)
+    assert not winograd.cheaper(2, (8, 8), 1280, 1280, True, True) and winograd.cheaper(
+        2, (64, 64), 320, 320, True, True
+    )
 
 
 def test_it_is_taken_where_it_fits_and_can_be_switched_off(monkeypatch, rng):
@@ -174,7 +177,8 @@ def test_it_is_taken_where_it_fits_and_can_be_switched_off(monkeypatch, rng):
 
 @pytest.mark.parametrize("dtype", [bfloat16, float16])
 @pytest.mark.parametrize("side", [14, 94])
-def test_taps_of_half_precision(isa, rng, side, dtype):
+def test_taps_of_half_precision(isa, rng, monkeypatch, side, dtype):
+    monkeypatch.setenv("ZOO_OFF", "bf16")  # small pictures would be direct; pairs are in test_bf16_native.py
     cpu = CpuBackend()
     x, w = normal(rng, 1, side, side, 64), normal(rng, 64, 3, 3, 64).astype(dtype)
     packed, wide = cpu.pack(w, "conv"), w.astype(np.float32)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from zoo.core import ops
-from zoo.core.dtype import float16, float32, int8, uint8
+from zoo.core.dtype import bfloat16, float16, float32, int8, uint8
 from zoo.core.errors import DeviceError, DtypeError
 from zoo.core.tensor import Tensor
 from zoo.nn import init
@@ -89,8 +89,14 @@ def together(x: Tensor, *layers: Module) -> tuple[Tensor, ...]:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, beside: Module) -> Tensor:
-    """Attention of every query to every key (shapes: ops.attention); rounded too, if the layer `beside` it is."""
-    return (ops.qattention if type(beside) is QuantizedLinear else ops.attention)(q, k, v)
+    """Attention of every query to every key (shapes: ops.attention); rounded too, if the layer `beside` it is: in
+    integers, or in bfloat16, to which the layer that reads the result rounds it in any case."""
+    if type(beside) is QuantizedLinear:
+        return ops.qattention(q, k, v)
+    if type(beside) is Linear and beside.weight.dtype == bfloat16:
+        rounded = ops.attention(*[x.astype(bfloat16) for x in (q, k, v)])
+        return rounded.astype(q.dtype)
+    return ops.attention(q, k, v)
 
 
 class QuantizedConv2d(Conv2d):

@@ -29,11 +29,12 @@ static constexpr KernelTable with_vnni(KernelTable t) {
     return t;
 }
 static constexpr KernelTable table_avx512vnni = with_vnni(table_avx512);
-// float products and convolutions know dot products of bfloat16
+// float products, convolutions and attention know dot products of bfloat16
 extern const GemmKernels gemm_avx512bf16;
 extern const ConvKernels conv_avx512bf16;
+extern const AttentionKernels attention_avx512bf16;
 static constexpr KernelTable with_bf16(KernelTable t) {
-    t.isa = "avx512bf16", t.gemm = &gemm_avx512bf16, t.conv = &conv_avx512bf16;
+    t.isa = "avx512bf16", t.gemm = &gemm_avx512bf16, t.conv = &conv_avx512bf16, t.attention = &attention_avx512bf16;
     return t;
 }
 static constexpr KernelTable table_avx512bf16 = with_bf16(table_avx512vnni);

@@ -134,7 +134,8 @@ def _winograd_is_faster(b: Any, x: np.ndarray, w: Any, out: np.ndarray, pad: Any
         found = b.choices.find(tune.machine(b.native), shape, candidates)
         if found is not None:
             return found == winograd.SIDE
-    return winograd.cheaper(x.shape[0], out.shape[1:3], x.shape[3], out.shape[3], packed)
+    pairs = packed and w.pairs
+    return winograd.cheaper(x.shape[0], out.shape[1:3], x.shape[3], out.shape[3], packed, pairs)
 
 
 def _spread(x: np.ndarray, by: Any) -> np.ndarray:
