@@ -130,6 +130,8 @@ def conv_vjp(
 
 
 def _conv_weight_grad_infer(x: Any, g: Any, *, kernel: Ints, groups: int, flip: bool, **settings: Any) -> Meta:
+    if len(x.shape) != len(kernel) + 2 or len(g.shape) != len(kernel) + 2:
+        raise ShapeError(f"x {tuple(x.shape)} and g {tuple(g.shape)} must have {len(kernel) + 2} axes: (N, *space, C)")
     if groups < 1 or x.shape[-1] % groups:
         raise ShapeError(f"the {x.shape[-1]} channels of x do not divide into {groups} groups")
     w = Meta((g.shape[-1], *kernel, x.shape[-1] // groups), x.dtype)
