@@ -11,7 +11,7 @@ constexpr int W = 4;
 #endif
 typedef float vf __attribute__((vector_size(W * 4)));
 typedef int32_t vi __attribute__((vector_size(W * 4)));
-typedef float vf_unaligned __attribute__((vector_size(W * 4), aligned(4)));
+typedef float vf_unaligned __attribute__((vector_size(W * 4), aligned(2)));  // 2: a lane may be a pair of bfloat16
 
 #define INLINE inline __attribute__((always_inline))
 #define INLINE_LAMBDA __attribute__((always_inline))
