@@ -14,7 +14,7 @@ class FakeMachine:
     """Ceilings that are what the test says; probes come from a list, the last one again and again."""
 
     def __init__(self, *probes: float):
-        self.threads = 1
+        self.threads, self.settings = 1, {}
         self.ceiling = {"fma": 100.0, "int8": 400.0, "read": 10.0, "copy": 20.0}
         self.probes = list(probes) or [100.0]
         self.bandwidths = [10.0]

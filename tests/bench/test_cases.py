@@ -6,13 +6,12 @@ from importlib import import_module
 
 import numpy as np
 import pytest
+from small_cases import PORTS, small
 
 from zoo import port as ports
 from zoo.bench import kernels, worker
 from zoo.bench.case import ROOFS, Case
 from zoo.bench.convolutions import CONVOLUTIONS, Conv
-
-PORTS = [name for name in ports.names() if ports.get(name).bench]
 
 
 def cases_of_ports() -> list[Case]:
@@ -41,18 +40,6 @@ def test_the_networks_have_their_convolutions():
     # the whole ResNet-50 has 53 convolutions; these are its distinct ones
     assert len([c for c in CONVOLUTIONS if c.network == "resnet50"]) == 23
     assert Conv("vae", 1, 512, 128, 128) in CONVOLUTIONS and Conv("vae", 1, 256, 512, 512) in CONVOLUTIONS
-
-
-def small(case: Case) -> dict[str, object]:
-    """Its settings with sizes that take no time."""
-    less = {"m": 3, "n": 64, "k": 64, "keys": 9, "queries": 9, "heads": 2, "size": 6, "inputs": 3, "outputs": 5,
-            "rows": 128, "width": 64, "batch": 2, "cold": False, "model": "tiny", "tokens": 40,
-            "pixels": 64}  # fmt: skip
-    if case.settings.get("queries") == 1:
-        less["queries"] = 1
-    if "training" in case.name:
-        del less["batch"]  # dropout makes the losses of two examples too different
-    return {name: less.get(name, value) for name, value in case.settings.items()}
 
 
 KINDS = {

@@ -14,6 +14,8 @@ A port states its cases in a module that its record names, `Port(bench="zoo.my_m
 and returns a function without arguments that runs it once and returns what it computed. It may return several such
 functions by name, {"contiguous": run, "channels_last": run}: the fastest is taken, for a peer runs at its best setting.
 Where memory is measured, they are `Variants`: each is also built alone.
+On a GPU every function also gets `device="cuda"`; a peer's that has no such argument is left out, and named. A port's
+`CUDA_CASES`, if it has them, stand there for its CASES.
 A peer is named as its package on PyPI; its module may import it, and is imported in the peer's own process alone.
 """
 
@@ -25,6 +27,10 @@ from typing import Any
 
 Run = Callable[[], Any]
 Build = Callable[..., "Run | Mapping[str, Run]"]
+
+
+class ProcessorOnly(Exception):
+    """Raised by a builder that cannot use the device it is told: no figure, and no fault."""
 
 
 class Variants(Mapping[str, Run]):
@@ -72,10 +78,19 @@ class Case:
 
     memory: bool = False
     """Whether to measure the most memory that each candidate takes, too."""
+    flops: float = 0.0
+    """Of one run, multiply and add counted each, of products alone; 0 where nobody has counted them."""
+    floor_bytes: float = 0.0
+    """What one run must read and write at least: weights, caches, states of the optimizer; activations are left out."""
 
     @property
     def limited_by_memory(self) -> bool:
         return self.roof in ("read", "copy")
+
+    @property
+    def numbers(self) -> str:
+        """The kind of product that its flops are: f32, bf16, f16, int8, int4."""
+        return str(self.settings.get("format") or self.settings.get("dtype") or "f32")
 
     @property
     def kind(self) -> str:

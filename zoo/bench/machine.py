@@ -31,6 +31,7 @@ class Machine:
     """
 
     def __init__(self, threads: int | None = None):
+        self.settings: dict[str, Any] = {}  # what every builder is told beside the case's own
         self.device: Any = device("cpu")
         self._native = self.device.native
         self.threads = threads or self._native.threads()
@@ -58,6 +59,11 @@ class Machine:
         best = max(self._rate(kind, seconds) for _ in range(5))
         self.ceiling[kind] = max(self.ceiling[kind], best)
         return self.ceiling[kind]
+
+    def begin(self) -> None:
+        """The ceilings that no probe beside a repetition finds."""
+        for kind in ("fma", "int8", "bf16"):
+            self.look(kind)
 
     def roofs(self) -> dict[str, float]:
         """Every ceiling, measured at length."""

@@ -16,12 +16,20 @@ from zoo.bench.inputs import copies, in_turn, numbers, threads
 Run = Callable[[], Any]
 
 
-def torch_here() -> Any:
-    """torch, with the runner's threads."""
+def torch_here(device: str = "cpu") -> Any:
+    """torch, with the runner's threads; on a GPU cuDNN tries its algorithms, and `device` is the current one."""
     import torch
 
     torch.set_num_threads(threads())
+    if device != "cpu":
+        torch.cuda.set_device(device if ":" in device else f"{device}:0")
+        torch.backends.cudnn.benchmark = True
     return torch
+
+
+def ways(device: str) -> tuple[bool, ...]:
+    """Whether to compile (torch.compile): not, and on a GPU also."""
+    return (False,) if device == "cpu" else (False, True)
 
 
 def without_gradients(torch: Any, run: Run) -> Run:
@@ -32,11 +40,11 @@ def without_gradients(torch: Any, run: Run) -> Run:
     return call
 
 
-def linear_torch(m: int, n: int, k: int, format: str, cold: bool) -> dict[str, Run]:
+def linear_torch(m: int, n: int, k: int, format: str, cold: bool, device: str = "cpu") -> dict[str, Run]:
     """Weights (N, K) as torch's Linear has them, or transposed once."""
-    torch = torch_here()
+    torch = torch_here(device)
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[format]
-    x, weight = (torch.from_numpy(a).to(dtype) for a in (numbers(1, m, k), numbers(2, n, k)))
+    x, weight = (torch.from_numpy(a).to(device, dtype) for a in (numbers(1, m, k), numbers(2, n, k)))
     count = copies(weight.nbytes) if cold else 1
     weights = [weight.clone() for _ in range(count)]
     variants = {"linear": in_turn([partial(torch.nn.functional.linear, x, w) for w in weights])}
@@ -57,15 +65,17 @@ def linear_numpy(m: int, n: int, k: int, format: str, cold: bool) -> dict[str, R
     return variants
 
 
-def attention_torch(batch: int, heads: int, d: int, queries: int, keys: int, causal: bool) -> dict[str, Run]:
+def attention_torch(
+    batch: int, heads: int, d: int, queries: int, keys: int, causal: bool, device: str = "cpu"
+) -> dict[str, Run]:
     """(B, H, L, D) contiguous, as torch likes it, and as views of (B, L, H, D), as projections give it."""
-    torch = torch_here()
+    torch = torch_here(device)
     attend = torch.nn.functional.scaled_dot_product_attention
     causal = causal and queries > 1  # a single query sees every key; torch's own flag would show it only the first
 
     def runs(contiguous: bool) -> Run:
         def placed(seed: int, length: int, scale: float) -> Any:
-            t = torch.from_numpy(numbers(seed, batch, length, heads, d) * scale).transpose(1, 2)
+            t = torch.from_numpy(numbers(seed, batch, length, heads, d) * scale).to(device).transpose(1, 2)
             return t.contiguous() if contiguous else t
 
         q = placed(1, queries, 4)
@@ -77,11 +87,13 @@ def attention_torch(batch: int, heads: int, d: int, queries: int, keys: int, cau
     return {name: without_gradients(torch, run) for name, run in variants.items()}
 
 
-def conv_torch(batch: int, size: int, inputs: int, outputs: int, kernel: int, stride: int) -> dict[str, Run]:
-    torch = torch_here()
-    x = torch.from_numpy(numbers(1, batch, size, size, inputs)).permute(0, 3, 1, 2)
-    weight = torch.from_numpy(numbers(2, outputs, kernel, kernel, inputs)).permute(0, 3, 1, 2)
-    bias = torch.from_numpy(numbers(3, outputs))
+def conv_torch(
+    batch: int, size: int, inputs: int, outputs: int, kernel: int, stride: int, device: str = "cpu"
+) -> dict[str, Run]:
+    torch = torch_here(device)
+    x = torch.from_numpy(numbers(1, batch, size, size, inputs)).to(device).permute(0, 3, 1, 2)
+    weight = torch.from_numpy(numbers(2, outputs, kernel, kernel, inputs)).to(device).permute(0, 3, 1, 2)
+    bias = torch.from_numpy(numbers(3, outputs)).to(device)
 
     def run(x: Any, weight: Any) -> Run:
         return lambda: torch.nn.functional.conv2d(x, weight, bias, stride=stride, padding=kernel // 2)
@@ -91,10 +103,10 @@ def conv_torch(batch: int, size: int, inputs: int, outputs: int, kernel: int, st
     return {name: without_gradients(torch, run(*tensors)) for name, tensors in placed.items()}
 
 
-def rows_torch(op: str, rows: int, width: int) -> dict[str, Run]:
-    torch = torch_here()
+def rows_torch(op: str, rows: int, width: int, device: str = "cpu") -> dict[str, Run]:
+    torch = torch_here(device)
     F = torch.nn.functional
-    x, weight, bias = (torch.from_numpy(numbers(seed, *shape)) for seed, shape in
+    x, weight, bias = (torch.from_numpy(numbers(seed, *shape)).to(device) for seed, shape in
                        ((1, (rows, width)), (2, (width,)), (3, (width,))))  # fmt: skip
     picture = x.reshape(1, 64, rows // 64, width).permute(0, 3, 1, 2)  # channels last
     contiguous = picture.contiguous()
@@ -107,4 +119,8 @@ def rows_torch(op: str, rows: int, width: int) -> dict[str, Run]:
             "channels_last": lambda: F.silu(F.group_norm(picture, 32, weight, bias), inplace=True),
         },
     }
-    return {name: without_gradients(torch, run) for name, run in runs[op].items()}
+    found = {name: without_gradients(torch, run) for name, run in runs[op].items()}
+    if device == "cpu":
+        return found
+    compiled = {name: without_gradients(torch, torch.compile(run)) for name, run in runs[op].items()}
+    return found | {f"compiled {name}".rstrip(): run for name, run in compiled.items()}

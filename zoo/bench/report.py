@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.bench.case import ROOFS
+from zoo.bench.gpu import GPU_ROOFS
 from zoo.bench.runner import OURS, Row
 from zoo.core.errors import DataError
 
@@ -72,12 +73,12 @@ def missing(entries: Iterable[Entry]) -> dict[str, str]:
 # text
 
 
-def heading(peers: list[str], memory: bool = False) -> list[str]:
+def heading(peers: list[str], memory: bool = False, floor: bool = False) -> list[str]:
     columns = ["case", "unit", "ours", "of roof", *peers, *(["ratio"] if peers else [])]
-    return columns + (["memory"] if memory else [])
+    return columns + ["memory"] * memory + ["floor"] * floor
 
 
-def cells(row: Entry, peers: list[str], memory: bool = False) -> list[str]:
+def cells(row: Entry, peers: list[str], memory: bool = False, floor: bool = False) -> list[str]:
     """A row as text: `231.0 ±2%`; `~` marks figures without a clean repetition, `-` what there is not. Memory is ours,
     and as a share of what the least of the peers takes."""
     ours = figure(row, OURS, row["ours"])
@@ -86,7 +87,7 @@ def cells(row: Entry, peers: list[str], memory: bool = False) -> list[str]:
     ratio = (
         [f"{row['ratio']:.2f} ±{100 * row['ratio_spread']:.0f}%" if row["ratio"] is not None else "-"] if peers else []
     )
-    return [row["case"], row["unit"], ours, roof, *theirs, *ratio, *([_memory(row)] if memory else [])]
+    return [row["case"], row["unit"], ours, roof, *theirs, *ratio, *[_memory(row)] * memory, *[_floor(row)] * floor]
 
 
 def _memory(row: Entry) -> str:
@@ -95,6 +96,18 @@ def _memory(row: Entry) -> str:
     if ours is None:
         return "-"
     return f"{ours:.0f} MB" + (f", {ours / min(sizes.values()):.2f} of theirs" if sizes else "")
+
+
+def _floor(row: Entry) -> str:
+    """`2.2 GFLOP, 2.07 GB: 0.69 ms, 0.81 of ours`: what a run computes and moves at least, how long that takes at the
+    ceilings, and as a share of our time."""
+    floor = row.get("floor")
+    if floor is None:
+        return "-"
+    counted = [f"{floor[name]:.3g} {unit}" for name, unit in (("gflop", "GFLOP"), ("gb", "GB")) if floor[name]]
+    ours = row["milliseconds"].get(OURS)
+    share = f", {floor['milliseconds'] / ours:.2f} of ours" if ours else ""
+    return f"{', '.join(counted)}: {floor['milliseconds']:.3g} ms{share}"
 
 
 def figure(row: Entry, name: str, rate: float | None) -> str:
@@ -133,14 +146,24 @@ def markdown(found: Mapping[str, Any]) -> str:
     machine = found["machine"]
     versions = dict(v for row in found["rows"] for v in row["versions"].items() if v[1] and v[0] != OURS)
     about = [f"{machine['processor']}, {machine['isa']}, {machine['threads']} threads, Python {machine['python']}"]
+    about += (
+        [f"driver {machine['driver']}, CUDA {machine['cuda']}, CuPy {machine['cupy']}"] if "cupy" in machine else []
+    )
     about += [f"{name} {version}" for name, version in versions.items()]
     lines = ["; ".join(about) + ".", "", "| ceiling | |", "|---|---|"]
-    lines += [f"| {kind} | {found['ceilings'][kind]:.0f} {unit} |" for kind, unit in ROOFS.items()]
+    roofs = GPU_ROOFS if "cupy" in machine else ROOFS
+    lines += [
+        f"| {kind} | {found['ceilings'][kind]:.0f} {unit} |"
+        for kind, unit in roofs.items()
+        if kind in found["ceilings"]
+    ]
     for group, rows in groups_of(found["rows"]).items():
         peers, memory = peers_of(rows), any(row.get("memory_mb") for row in rows)
+        floor = any(row.get("floor") for row in rows)
+        names = heading(peers, memory, floor)
         lines += ["", f"**{group}**" + (f": {said}" if (said := summary(rows)) else "")]
-        lines += ["", _line(heading(peers, memory)), "|" + "---|" * len(heading(peers, memory))]
-        lines += [_line(cells(row, peers, memory)) for row in rows]
+        lines += ["", _line(names), "|" + "---|" * len(names)]
+        lines += [_line(cells(row, peers, memory, floor)) for row in rows]
     return "\n".join(lines) + "\n"
 
 

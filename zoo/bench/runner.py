@@ -35,6 +35,7 @@ class Prober(Protocol):
 
     threads: int
     ceiling: dict[str, float]
+    settings: dict[str, Any]
 
     def probe(self) -> float: ...
     def clean(self, probe: float) -> bool: ...
@@ -229,7 +230,7 @@ class Runner:
             rounds += 1
         row.ceiling = self.machine.ceiling[case.roof] if case.roof else 0.0
         row.taken = {name: self._taken(case, found, built[name]) for name, found in times.items()}
-        if case.memory:
+        if case.memory and not self.machine.settings:  # what a GPU's memory holds, no system call tells
             self._measure_memory(case, row, built)
         return row
 
@@ -265,8 +266,9 @@ class Runner:
                 self._workers[name] = Worker(package, self.machine.threads)
             try:
                 built[name] = self._workers[name].ask(
-                    build=_function(case, name), settings=dict(case.settings), package=package
+                    build=_function(case, name), settings={**case.settings, **self.machine.settings}, package=package
                 )
+                row.failed |= {f"{name}, {variant}": why for variant, why in built[name].get("dropped", {}).items()}
             except Failed as failure:
                 row.failed[name] = str(failure)
                 if failure.missing:

@@ -12,6 +12,7 @@ from typing import Any
 from zoo import port as ports
 from zoo.bench import report
 from zoo.bench.case import Case
+from zoo.bench.gpu import Gpu
 from zoo.bench.machine import Machine
 from zoo.bench.runner import Runner
 from zoo.core.errors import ZooError
@@ -19,8 +20,8 @@ from zoo.core.errors import ZooError
 KERNELS = "kernels"
 
 
-def cases_of(what: str, only: str | None) -> list[Case]:
-    """The cases of "kernels" or of a port, whose name contains `only`.  Raises ZooError if there are none."""
+def cases_of(what: str, only: str | None, device: str = "cpu") -> list[Case]:
+    """The cases of "kernels" or of a port on a device, whose name contains `only`.  Raises ZooError."""
     if what == KERNELS:
         module = "zoo.bench.kernels"
     else:
@@ -37,7 +38,8 @@ def cases_of(what: str, only: str | None) -> list[Case]:
                 f"Try `zoo bench {KERNELS}`.",
             )
         module = port.bench
-    cases: tuple[Case, ...] = import_module(module).CASES
+    found = import_module(module)
+    cases: tuple[Case, ...] = found.CASES if device == "cpu" else getattr(found, "CUDA_CASES", found.CASES)
     chosen = [case for case in cases if only is None or only in case.name]
     if not chosen:
         names = ", ".join(dict.fromkeys(case.name.partition(" ")[0] for case in cases))
@@ -53,7 +55,7 @@ class Session:
     """`save`: a file that gets the document after every case; cases that it holds clean are not measured again.
     Raises ZooError if it comes from another machine, instruction set or number of threads."""
 
-    def __init__(self, machine: Machine, *, peers: bool, seconds: float, save: Path | None = None):
+    def __init__(self, machine: Machine | Gpu, *, peers: bool, seconds: float, save: Path | None = None):
         self.machine, self.peers, self.seconds, self.save = machine, peers, seconds, save
         before = report.read(save) if save is not None and save.exists() else {"rows": [], "ceilings": {}}
         self._check_machine(before.get("machine"))
@@ -66,13 +68,14 @@ class Session:
     ) -> Iterator[report.Entry]:
         """The entries of these cases, as they come. `watch(number, case)` hears of each that begins."""
         with Runner(self.machine, peers=self.peers, seconds=self.seconds) as runner:
-            self.machine.look("fma")
-            self.machine.look("int8")
-            self.machine.look("bf16")
+            self.machine.begin()
             for number, case in enumerate(cases):
                 if not self._measured(case):
                     watch(number, case)
-                    self.rows[case.name] = report.entry(runner.measure(case))
+                    row = report.entry(runner.measure(case))
+                    if isinstance(self.machine, Gpu):
+                        row["floor"] = self.machine.floor(case)
+                    self.rows[case.name] = row
                     self._write()
                 yield self.rows[case.name]
 
@@ -83,7 +86,7 @@ class Session:
     def _measured(self, case: Case) -> bool:
         """It is in the file, clean, with every peer that is asked for and can be had."""
         row = self.rows.get(case.name)
-        if row is None or not row["clean"] or (case.memory and not row.get("memory_mb")):
+        if row is None or not row["clean"] or (case.memory and not self.machine.settings and not row.get("memory_mb")):
             return False
         return not self.peers or all(name in {**row["peers"], **row["failed"]} for name in case.peers)
 

@@ -5,9 +5,11 @@ stderr. One process serves one package for all cases, since importing torch take
 earlier case built is gone when the next is built.
 
     {"build": "module:function", "settings": {...}, "package": "torch"}  -> {"seconds", "rms", "variant", "variants",
-                                                                             "version"}
+                                                                             "version", "dropped"}
     {"run": 10}                                                          -> {"seconds", "waited"}
     {"peak": "module:function", "settings", "package", "variant"}        -> {"bytes"}; the first request of its process
+On a GPU (settings["device"]) a time ends when the GPU has nothing left to do, every variant has run WARM times before,
+so that what is compiled or captured once is, and a compiled one that fails is in "dropped", with the reason.
 "seconds" are those of a run; "waited" is the share of the time for which its threads were ready and had no core.
 Anything that goes wrong: {"error": text}, with {"missing": module} for a module that is not installed.
 """
@@ -16,19 +18,23 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module, metadata
 from typing import Any
 
 import numpy as np
 
-from zoo.bench.case import Run
+from zoo.bench.case import ProcessorOnly, Run
+from zoo.core.device import device as device_of
 
+WARM = 4  # runs on a GPU: torch.compile's graphs take three
+OURS, COMPILED = "zoo-models", "compiled"  # our package; in the names of variants by torch.compile
 RUNS = 4  # until memory is what it is in the middle of a long run
 UNASKED = {
     "torch": ("torch", "torch._dynamo"),
@@ -51,29 +57,53 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     run: Run | None = None
+    finish: Callable[[], None] = done
     for line in sys.stdin:
         request = json.loads(line)
         try:
             if "build" in request:
                 run = None
                 gc.collect()
-                run, answer = build(request)
+                finish = finisher(request["package"], request["settings"].get("device", "cpu"))
+                run, answer = build(request, finish)
             elif "peak" in request:
                 answer = peak(request)
             else:
                 assert run is not None
-                answer = timed(run, request["run"])
+                answer = timed(run, request["run"], finish)
         except ModuleNotFoundError as error:
             answer = {"error": str(error), "missing": error.name}
+        except ProcessorOnly as error:
+            answer = {"error": str(error)}
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def build(request: Mapping[str, Any]) -> tuple[Run, dict[str, Any]]:
+def done() -> None:
+    """What the processor returns is complete."""
+
+
+def finisher(package: str, device: str) -> Callable[[], None]:
+    """What waits until a device has done all that this process gave it."""
+    if device == "cpu":
+        return done
+    if package == OURS:
+        return device_of(device).sync
+    return lambda: sys.modules["torch"].cuda.synchronize(device)  # the peer has imported it by then
+
+
+def build(request: Mapping[str, Any], finish: Callable[[], None] = done) -> tuple[Run, dict[str, Any]]:
     module, _, name = request["build"].partition(":")
-    made = getattr(import_module(module), name)(**request["settings"])
+    function, settings = getattr(import_module(module), name), request["settings"]
+    on_gpu = settings.get("device", "cpu") != "cpu"
+    if on_gpu and "device" not in inspect.signature(function).parameters:
+        raise ProcessorOnly("it is measured on the processor alone")
+    made = function(**settings)
     variants: Mapping[str, Run] = {"": made} if callable(made) else made
+    dropped: dict[str, str] = {}
+    if on_gpu:
+        variants, dropped = warm(variants, finish)
     size = rms(next(iter(variants.values()))())
     times: dict[str, float] = {}
     for _ in range(3 if len(variants) > 1 else 1):
@@ -82,8 +112,8 @@ def build(request: Mapping[str, Any]) -> tuple[Run, dict[str, Any]]:
                 continue
             if len(variants) > 1 and name not in times:
                 run()  # the first of a layout may lay weights out
-            once = seconds(run, 1)
-            more = seconds(run, max(1, min(1000, int(TRIAL / once)))) if once < LONG else once
+            once = seconds(run, 1, finish)
+            more = seconds(run, max(1, min(1000, int(TRIAL / once))), finish) if once < LONG else once
             times[name] = min(times.get(name, math.inf), once, more)
     best = min(times, key=times.__getitem__)
     if len(variants) > 1:
@@ -93,7 +123,24 @@ def build(request: Mapping[str, Any]) -> tuple[Run, dict[str, Any]]:
     except metadata.PackageNotFoundError:
         version = ""
     answer = {"seconds": times[best], "rms": size, "variant": best, "variants": list(variants), "version": version}
-    return variants[best], answer
+    return variants[best], answer | ({"dropped": dropped} if dropped else {})
+
+
+def warm(variants: Mapping[str, Run], finish: Callable[[], None]) -> tuple[dict[str, Run], dict[str, str]]:
+    """(variants that ran WARM times, compiled ones that could not -> why)"""
+    ready, dropped = dict[str, Run](), dict[str, str]()
+    for name, run in variants.items():
+        try:
+            for _ in range(WARM):
+                run()
+            finish()
+        except Exception as error:
+            if COMPILED not in name:
+                raise
+            dropped[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+        else:
+            ready[name] = run
+    return ready, dropped
 
 
 def peak(request: Mapping[str, Any]) -> dict[str, int]:
@@ -121,17 +168,19 @@ def memory(kind: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(kind + ":"))
 
 
-def seconds(run: Run, count: int) -> float:
-    """Per run, of `count` in a row."""
+def seconds(run: Run, count: int, finish: Callable[[], None] = done) -> float:
+    """Per run, of `count` in a row, until the last one is complete."""
+    finish()
     start = time.perf_counter()
     for _ in range(count):
         run()
+    finish()
     return max(time.perf_counter() - start, 1e-9) / count
 
 
-def timed(run: Run, count: int) -> dict[str, float]:
+def timed(run: Run, count: int, finish: Callable[[], None] = done) -> dict[str, float]:
     before = waiting()
-    each = seconds(run, count)
+    each = seconds(run, count, finish)
     return {"seconds": each, "waited": (waiting() - before) / (each * count)}
 
 
@@ -155,7 +204,7 @@ def rms(value: Any) -> float:
 
 def _array(value: Any) -> np.ndarray:
     if type(value).__module__.partition(".")[0] == "torch":
-        value = value.detach().float()  # numpy knows no bfloat16 of torch's
+        value = value.detach().float().cpu()  # numpy knows no bfloat16 of torch's
     return np.asarray(value, dtype=np.float32)
 
 

@@ -260,6 +260,7 @@ def _bench(
     ] = None,
     peers: Annotated[bool, typer.Option("--peers", help="measure the peers too, taking turns with ours")] = False,
     seconds: Annotated[float, typer.Option(min=0, help="for each case, once its candidates are built")] = 4.0,
+    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda or cuda:N")] = "cpu",
     threads: Annotated[
         int | None,
         typer.Option(min=1, max=1024, help="of each candidate; without it, one per core", show_default=False),
@@ -283,12 +284,12 @@ def _bench(
     from zoo.cli import bench
 
     if listed:
-        bench.list_cases(what, only, as_json)
+        bench.list_cases(what, only, device, as_json)
     elif what == "roof":
-        bench.roof(threads, as_json)
+        bench.roof(device, threads, as_json)
     else:
         bench.bench(
-            what, only=only, peers=peers, seconds=seconds, threads=threads, save=save, chart_file=chart,
+            what, device=device, only=only, peers=peers, seconds=seconds, threads=threads, save=save, chart_file=chart,
             as_json=as_json, as_markdown=as_markdown, quiet=quiet,
         )  # fmt: skip
 

@@ -14,6 +14,7 @@ import numpy as np
 from zoo.bench.case import Case, Run
 from zoo.bench.inputs import numbers
 from zoo.core.autodiff import Autodiff
+from zoo.core.device import device as device_of
 from zoo.core.tensor import tensor
 from zoo.llama.cache import Cache
 from zoo.llama.config import LlamaConfig
@@ -42,6 +43,7 @@ SEEN, WRITTEN = 128, 16
 """Tokens in the cache when more are written, and how many: one alone would find the caches full of the peers."""
 RATE, BETAS, DECAY, CLIP = 1e-4, (0.9, 0.95), 0.1, 1.0
 DTYPES = {"f32": "float32", "bf16": "bfloat16"}
+BYTES = {"f32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5 + 2 / 32}  # of a weight
 
 
 def ids(count: int) -> list[int]:
@@ -74,16 +76,16 @@ class Weights(Mapping[str, np.ndarray]):
         return len(self.shapes)
 
 
-def fresh(model: str, format: str) -> Llama:
+def fresh(model: str, format: str, device: str) -> Llama:
     """model: one of SHAPES. format: f32, bf16, int8, int4."""
     config = SHAPES[model]
-    made = Llama(config).load(Weights(config), device="cpu", dtype=DTYPES.get(format, "float32")).eval()
+    made = Llama(config).load(Weights(config), device=device, dtype=DTYPES.get(format, "float32")).eval()
     return (made if format in DTYPES else quantize(made, format)).prepare()
 
 
-def decode(model: str, format: str) -> Run:
+def decode(model: str, format: str, device: str = "cpu") -> Run:
     """WRITTEN tokens after SEEN others, one by one; the logits of the last."""
-    llama = fresh(model, format)
+    llama = fresh(model, format, device)
     cache = Cache(llama.config, capacity=SEEN + WRITTEN, device=llama.device)
     text = ids(SEEN + WRITTEN)
     forward(llama, text[:SEEN], cache)
@@ -97,9 +99,9 @@ def decode(model: str, format: str) -> Run:
     return run
 
 
-def prompt(model: str, format: str, tokens: int) -> Run:
+def prompt(model: str, format: str, tokens: int, device: str = "cpu") -> Run:
     """The logits of the token after a prompt."""
-    llama = fresh(model, format)
+    llama = fresh(model, format, device)
     cache = Cache(llama.config, capacity=tokens, device=llama.device)
     text = ids(tokens)
 
@@ -110,11 +112,10 @@ def prompt(model: str, format: str, tokens: int) -> Run:
     return run
 
 
-def train_step(model: str, batch: int, tokens: int) -> Run:
+def train_step(model: str, batch: int, tokens: int, device: str = "cpu") -> Run:
     """Forward, backward, gradients clipped, AdamW; returns the loss, as the Learner reads it after every step."""
     config = SHAPES[model]
-    device: Any = tensor(0.0, device="cpu").device
-    llama = Llama(config).load(Weights(config), device="cpu").to(Autodiff(device)).train()
+    llama = Llama(config).load(Weights(config), device=device).to(Autodiff(device_of(device))).train()
     optimizer = AdamW(BETAS, weight_decay=matrices_only(DECAY))
     text = texts(config, batch, tokens)
     texts_of_rows = np.zeros((batch, tokens), np.int32)
@@ -130,6 +131,21 @@ def train_step(model: str, batch: int, tokens: int) -> Run:
     return run
 
 
+def work(shape: str, format: str, new: int, before: int, logits: int, passes: int) -> dict[str, Any]:
+    """A case's flops and floor_bytes for `new` tokens behind `before` others, of which `logits` get theirs: two
+    operations for each weight of a product, four for each number of a key that a query sees; the weights read in each
+    of the `passes`, the keys and values (float32) that each pass finds."""
+    c = SHAPES[shape]
+    q, kv = c.hidden_size, c.hidden_size * int(c.num_key_value_heads or c.num_attention_heads) // c.num_attention_heads
+    layers = c.num_hidden_layers * c.hidden_size * (2 * q + 2 * kv + 3 * c.intermediate_size)
+    head = c.vocab_size * c.hidden_size
+    seen = sum(range(before + 1, before + new + 1))  # keys, over all queries
+    found = seen if passes == new else before  # by the passes, which read a key once each
+    flops = 2 * (layers * new + head * logits) + 4 * c.num_hidden_layers * q * seen
+    moved = passes * (layers + head) * BYTES[format] + 8 * c.num_hidden_layers * kv * found
+    return {"flops": flops, "floor_bytes": moved}
+
+
 PEERS = {"transformers": "zoo.llama.peers:{}_transformers", "llama-cpp-python": "zoo.llama.peers:{}_llama_cpp"}
 
 
@@ -137,15 +153,16 @@ def _decode(format: str, *peers: str) -> Case:
     named = {name: PEERS[name].format("decode") for name in peers}
     settings = {"model": "1.1B", "format": format}
     # logits of rounded weights: llama.cpp rounds in other groups than we do
+    floor = work("1.1B", format, WRITTEN, SEEN, WRITTEN, WRITTEN)
     return Case(f"1.1B {format} decode", "tokens/s", WRITTEN, "zoo.llama.bench:decode", named, settings,
-                group="LLaMA, writing", agree=0.05)  # fmt: skip
+                group="LLaMA, writing", agree=0.05, **floor)  # fmt: skip
 
 
 def _prompt(format: str, tokens: int = 256) -> Case:
     named = {name: path.format("prompt") for name, path in PEERS.items()}
     settings = {"model": "1.1B", "format": format, "tokens": tokens}
     return Case(f"1.1B {format} prompt of {tokens}", "tokens/s", tokens, "zoo.llama.bench:prompt", named, settings,
-                group="LLaMA, reading", agree=0.05)  # fmt: skip
+                group="LLaMA, reading", agree=0.05, **work("1.1B", format, tokens, 0, 1, 1))  # fmt: skip
 
 
 CASES = (
@@ -163,3 +180,5 @@ CASES = (
         group="training LLaMA", memory=True,
     ),
 )  # fmt: skip
+CUDA_CASES = (*CASES, _prompt("bf16", 2048))
+"""A GPU reads 256 tokens in the time that the weights take to come: a long prompt shows its products."""

@@ -16,46 +16,50 @@ import numpy as np
 
 from zoo.bench.case import Run, Variants
 from zoo.bench.inputs import threads
+from zoo.bench.peers import torch_here, ways
 from zoo.llama.bench import BETAS, CLIP, DECAY, RATE, SEEN, SHAPES, WRITTEN, Weights, ids, texts
 from zoo.llama.config import LlamaConfig
 
 # --- transformers -----------------------------------------------------------------------------------------------------
 
 
-def _transformers(shape: LlamaConfig, kind: str) -> Any:
+def _transformers(shape: LlamaConfig, kind: str, device: str = "cpu") -> Any:
     """kind: f32, bf16, or "int8": torch's dynamic quantisation of the linear layers."""
-    import torch
     import transformers
 
-    torch.set_num_threads(threads())
+    torch = torch_here(device)
     fields = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
               "num_key_value_heads", "rms_norm_eps", "max_position_embeddings")  # fmt: skip
     settings = {name: getattr(shape, name) for name in fields}
     config: Any = transformers.LlamaConfig.from_dict(settings | {"attn_implementation": "sdpa"})
     with torch.device("meta"):
         model: Any = transformers.LlamaForCausalLM(config)
-    model = model.to(torch.bfloat16 if kind == "bf16" else torch.float32).to_empty(device="cpu").eval()
+    model = model.to(torch.bfloat16 if kind == "bf16" else torch.float32).to_empty(device=device).eval()
     with torch.no_grad():
         for name, array in Weights(shape).items():
             model.get_parameter(name).copy_(torch.from_numpy(np.array(array)))
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # its table was on "meta"
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to(device)  # its table was on "meta"
     if kind == "int8":
         return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
     return model
 
 
-def _kinds(format: str) -> tuple[str, ...]:
+def _kinds(format: str, device: str) -> tuple[str, ...]:
     """What transformers may take for our format: of the rounded ones, whichever it is fastest with."""
+    if device != "cpu" and format in ("int8", "int4"):
+        return ("bf16",)  # torch's dynamic int8 is the processor's
     return {"f32": ("f32",), "bf16": ("bf16", "f32")}.get(format, ("int8", "bf16"))
 
 
-def decode_transformers(model: str, format: str) -> dict[str, Run]:
+def decode_transformers(model: str, format: str, device: str = "cpu") -> dict[str, Run]:
+    """On a GPU also with a static cache and compiled: then a step is a graph of CUDA's."""
     import torch
     from transformers import DynamicCache
 
+    text = torch.tensor([ids(SEEN + WRITTEN)], device=device)
+
     def variant(kind: str) -> Run:
-        network, cache = _transformers(SHAPES[model], kind), DynamicCache()
-        text = torch.tensor([ids(SEEN + WRITTEN)])
+        network, cache = _transformers(SHAPES[model], kind, device), DynamicCache()
         with torch.inference_mode():
             network(text[:, :SEEN], past_key_values=cache, logits_to_keep=1)
 
@@ -68,16 +72,43 @@ def decode_transformers(model: str, format: str) -> dict[str, Run]:
 
         return run
 
-    return {kind: variant(kind) for kind in _kinds(format)}
+    found = {kind: variant(kind) for kind in _kinds(format, device)}
+    if device != "cpu":
+        network = _transformers(SHAPES[model], _kinds(format, device)[0], device)
+        step = torch.compile(network, mode="reduce-overhead")
+        found["compiled, static cache"] = static_decode(network, step, text)
+    return found
 
 
-def prompt_transformers(model: str, format: str, tokens: int) -> dict[str, Run]:
+def static_decode(network: Any, step: Any, text: Any) -> Run:
+    """The same tokens with a cache that stays where it is. `step`: the network, as it is run for one token."""
+    import torch
+    from transformers import StaticCache
+
+    cache = StaticCache(config=network.config, max_cache_len=SEEN + WRITTEN)
+    with torch.inference_mode():
+        network(text[:, :SEEN], past_key_values=cache, logits_to_keep=1)
+    ends: list[Any] = [layer.cumulative_length for layer in cache.layers]  # type: ignore[union-attr]
+
+    def run() -> Any:
+        with torch.inference_mode():
+            for end in ends:
+                end.fill_(SEEN)
+            for i in range(SEEN, SEEN + WRITTEN):
+                logits = step(text[:, i : i + 1], past_key_values=cache).logits[0, -1].clone()
+        return logits
+
+    return run
+
+
+def prompt_transformers(model: str, format: str, tokens: int, device: str = "cpu") -> dict[str, Run]:
     import torch
 
-    text = torch.tensor([ids(tokens)])
+    text = torch.tensor([ids(tokens)], device=device)
 
-    def variant(kind: str) -> Run:
-        network = _transformers(SHAPES[model], kind)
+    def variant(kind: str, compiled: bool) -> Run:
+        network: Any = _transformers(SHAPES[model], kind, device)
+        network = torch.compile(network) if compiled else network
 
         def run() -> Any:
             with torch.inference_mode():
@@ -85,22 +116,29 @@ def prompt_transformers(model: str, format: str, tokens: int) -> dict[str, Run]:
 
         return run
 
-    return {kind: variant(kind) for kind in _kinds(format)}
+    return {
+        kind + ", compiled" * compiled: variant(kind, compiled)
+        for kind in _kinds(format, device)
+        for compiled in ways(device)
+    }
 
 
-def train_step(model: str, batch: int, tokens: int) -> Variants:
-    """Eager, with either of torch's optimizers over many tensors. Compiled it was 1 % faster, after half a minute."""
+def train_step(model: str, batch: int, tokens: int, device: str = "cpu") -> Variants:
+    """With either of torch's optimizers over many tensors. Compiled it was 1 % faster on a processor, after half a
+    minute: on a GPU alone it is tried."""
     import torch
 
-    text = torch.from_numpy(texts(SHAPES[model], batch, tokens)).long()
+    text = torch.from_numpy(texts(SHAPES[model], batch, tokens)).long().to(device)
     inputs, targets = text[:, :-1].contiguous(), text[:, 1:].reshape(-1)
 
-    def variant(how: str) -> Run:
-        network = _transformers(SHAPES[model], "f32").train()
+    def variant(how: str, compiled: bool) -> Run:
+        network = _transformers(SHAPES[model], "f32", device).train()
         weights = list(network.parameters())
         groups: list[Any] = [{"params": [w for w in weights if w.ndim > 1], "weight_decay": DECAY},
                              {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0}]  # fmt: skip
         adamw: Any = torch.optim.AdamW(groups, lr=RATE, betas=BETAS, **{how: True})
+
+        network = torch.compile(network) if compiled else network
 
         def run() -> float:
             logits = network(input_ids=inputs, use_cache=False).logits
@@ -113,7 +151,11 @@ def train_step(model: str, batch: int, tokens: int) -> Variants:
 
         return run
 
-    return Variants({f"{how} AdamW": partial(variant, how) for how in ("fused", "foreach")})
+    return Variants({
+        f"{how} AdamW" + ", compiled" * compiled: partial(variant, how, compiled)
+        for compiled in ways(device)
+        for how in ("fused", "foreach")
+    })  # fmt: skip
 
 
 # --- llama.cpp --------------------------------------------------------------------------------------------------------

@@ -5,13 +5,12 @@ Weights are fresh ones from a seed, the same for every candidate: what they reco
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from zoo.bench.case import Case, Run
 from zoo.bench.inputs import numbers
 from zoo.core.autodiff import Autodiff
+from zoo.core.device import device as device_of
 from zoo.core.random import Generator
 from zoo.core.tensor import tensor
 from zoo.mnist_cnn.config import CLASSES, SIDE
@@ -34,16 +33,15 @@ def fresh(device: str) -> MnistCNN:
     return MnistCNN(NEW).init(SEED, device)
 
 
-def forward(batch: int) -> Run:
-    model = fresh("cpu").eval().prepare()
-    x = tensor(pictures(batch), device="cpu")
+def forward(batch: int, device: str = "cpu") -> Run:
+    model = fresh(device).eval().prepare()
+    x = tensor(pictures(batch), device=device)
     return lambda: model(x)
 
 
-def train_step(batch: int) -> Run:
+def train_step(batch: int, device: str = "cpu") -> Run:
     """Forward with dropout, backward, AdamW; returns the loss, as the Learner reads it after every step."""
-    device: Any = tensor(0.0, device="cpu").device
-    model = fresh("cpu").to(Autodiff(device)).train(Generator(SEED))
+    model = fresh(device).to(Autodiff(device_of(device))).train(Generator(SEED))
     optimizer = AdamW(weight_decay=DECAY)
     examples = tensor(pictures(batch), device=device), tensor(labels(batch), device=device)
 
@@ -62,12 +60,16 @@ def _forward(batch: int) -> Case:
     return Case(name, "pictures/s", batch, "zoo.mnist_cnn.bench:forward", peers, {"batch": batch})
 
 
+LEARNING, WEIGHTS = 843_648_000, 431_080
+"""Operations to learn from 64 pictures (torch.utils.flop_counter counts them), weights."""
+
 CASES = (
     _forward(1),
     _forward(256),
     Case(
         "mnist_cnn training, batch 64", "steps/s", 1, "zoo.mnist_cnn.bench:train_step",
         {"torch": "zoo.mnist_cnn.peers:train_step"}, {"batch": 64}, memory=True,
+        flops=LEARNING, floor_bytes=24 * WEIGHTS,  # weights and AdamW's two moments, read and written
         agree=0.1,  # dropout draws other numbers there
     ),
 )  # fmt: skip

@@ -11,16 +11,15 @@ from typing import Any
 import numpy as np
 
 from zoo.bench.case import Run, Variants
-from zoo.bench.inputs import threads
+from zoo.bench.peers import torch_here, ways
 from zoo.mnist_cnn.bench import DECAY, RATE, fresh, labels, pictures
 from zoo.mnist_cnn.model import MEAN, STD
 from zoo.mnist_cnn.weights import TABLE
 
 
-def _network(torch: Any) -> Any:
+def _network(device: str) -> Any:
     """A torch module in the older published shape (zoo.mnist_cnn.finetune.NEW)."""
-    nn = torch.nn
-    torch.set_num_threads(threads())
+    nn = torch_here(device).nn
     model = fresh("numpy")
     ours = {name: t.numpy() for name, t in model.state().items()}
     published = {name: np.array(a, order="C") for name, a in TABLE.export(ours, model.config).translate(ours)}
@@ -32,17 +31,18 @@ def _network(torch: Any) -> Any:
     network = nn.Sequential()
     for name, layer in layers.items():
         network.add_module(name, layer)
-    network.load_state_dict({name: torch.from_numpy(array) for name, array in published.items()})
-    return network
+    network.load_state_dict({name: torch_here(device).from_numpy(array) for name, array in published.items()})
+    return network.to(device)
 
 
-def forward(batch: int) -> dict[str, Run]:
+def forward(batch: int, device: str = "cpu") -> dict[str, Run]:
     import torch
 
-    x = torch.from_numpy(pictures(batch))[:, None]
+    x = torch.from_numpy(pictures(batch))[:, None].to(device)
 
-    def variant(layout: Any) -> Run:
-        network = _network(torch).eval().to(memory_format=layout)
+    def variant(layout: Any, compiled: bool) -> Run:
+        network = _network(device).eval().to(memory_format=layout)
+        network = torch.compile(network) if compiled else network
         placed = x.contiguous(memory_format=layout)
 
         def run() -> Any:
@@ -51,16 +51,22 @@ def forward(batch: int) -> dict[str, Run]:
 
         return run
 
-    return {"contiguous": variant(torch.contiguous_format), "channels_last": variant(torch.channels_last)}
+    layouts = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+    return {
+        name + ", compiled" * compiled: variant(layout, compiled)
+        for compiled in ways(device)
+        for name, layout in layouts.items()
+    }
 
 
-def train_step(batch: int) -> Variants:
+def train_step(batch: int, device: str = "cpu") -> Variants:
     import torch
 
-    x, y = torch.from_numpy(pictures(batch))[:, None], torch.from_numpy(labels(batch)).long()
+    x, y = torch.from_numpy(pictures(batch))[:, None].to(device), torch.from_numpy(labels(batch)).long().to(device)
 
-    def variant(layout: Any, optimizer: str) -> Run:
-        network = _network(torch).train().to(memory_format=layout)
+    def variant(layout: Any, optimizer: str, compiled: bool) -> Run:
+        network: Any = _network(device).train().to(memory_format=layout)
+        network = torch.compile(network) if compiled else network
         how = {"fused": optimizer == "fused", "foreach": optimizer == "foreach"}
         adamw = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY, **how)  # type: ignore[arg-type]
         placed = x.contiguous(memory_format=layout)
@@ -76,7 +82,8 @@ def train_step(batch: int) -> Variants:
 
     layouts = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
     return Variants({
-        f"{name}, {how} AdamW": partial(variant, layout, how)
+        f"{name}, {how} AdamW" + ", compiled" * compiled: partial(variant, layout, how, compiled)
+        for compiled in ways(device)
         for name, layout in layouts.items()
         for how in ("fused", "foreach")
     })  # fmt: skip

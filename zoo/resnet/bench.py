@@ -12,6 +12,7 @@ import numpy as np
 from zoo.bench.case import Case, Run
 from zoo.bench.inputs import numbers
 from zoo.core.autodiff import Autodiff
+from zoo.core.device import device as device_of
 from zoo.core.random import Generator
 from zoo.core.tensor import tensor
 from zoo.nn import losses, quantize
@@ -56,19 +57,18 @@ def fresh(shape: str, device: str) -> ResNet:
     return model
 
 
-def forward(shape: str, batch: int, dtype: str = "f32") -> Run:
-    model = fresh(shape, "cpu").eval()
+def forward(shape: str, batch: int, dtype: str = "f32", device: str = "cpu") -> Run:
+    model = fresh(shape, device).eval()
     if dtype == "int8":
         quantize(model, dtype)
     model.prepare()
-    x = tensor(pictures(shape, batch), device="cpu")
+    x = tensor(pictures(shape, batch), device=device)
     return lambda: model(x)
 
 
-def train_step(shape: str, batch: int) -> Run:
+def train_step(shape: str, batch: int, device: str = "cpu") -> Run:
     """Forward, backward, SGD with momentum; returns the loss, as the Learner reads it after every step."""
-    device: Any = tensor(0.0, device="cpu").device
-    model = fresh(shape, "cpu").to(Autodiff(device)).train(Generator(SEED))
+    model = fresh(shape, device).to(Autodiff(device_of(device))).train(Generator(SEED))
     optimizer = SGD(momentum=MOMENTUM)
     x, y = tensor(pictures(shape, batch), device=device), tensor(labels(batch), device=device)
 
@@ -96,19 +96,22 @@ def _forward_int8(shape: str, batch: int) -> Case:
                 group="ResNet-50 in int8", agree=0.05)  # fmt: skip
 
 
-def _train(shape: str, batch: int) -> Case:
+def _train(shape: str, batch: int, **floor: Any) -> Case:
     peers = {"torch": "zoo.resnet.peers:train_step"}
     settings = {"shape": shape, "batch": batch}
     # the loss after as many steps as each candidate happened to take
     return Case(f"{shape} training, batch {batch}", "pictures/s", batch, "zoo.resnet.bench:train_step", peers, settings,
-                group="training ResNets", agree=0.2, memory=True)  # fmt: skip
+                group="training ResNets", agree=0.2, memory=True, **floor)  # fmt: skip
 
+
+LEARNING, WEIGHTS = 194_392_621_056 / 8, 25_557_032
+"""Of ResNet-50 at 224 pixels: operations to learn from one picture (torch.utils.flop_counter counts them), weights."""
 
 CASES = (
     _forward("ResNet-50", 1),
     _forward("ResNet-50", 8),
     _forward_int8("ResNet-50", 1),
-    _train("ResNet-50", 8),
+    _train("ResNet-50", 8, flops=8 * LEARNING, floor_bytes=16 * WEIGHTS),  # weights and momentum, read and written
     _train("CIFAR ResNet-20", 128),
     _train("ResNet-18", 8),
     _train("CIFAR ResNet-18", 64),

@@ -15,6 +15,7 @@ import numpy as np
 
 from zoo.bench.case import Run, Variants
 from zoo.bench.inputs import threads
+from zoo.bench.peers import torch_here, ways
 from zoo.resnet.bench import MOMENTUM, RATE, fresh, labels, pictures
 from zoo.resnet.model import Block, ConvNorm
 from zoo.resnet.reference import torch_net
@@ -28,34 +29,35 @@ def channels_first(shape: str, batch: int) -> np.ndarray:
 # --- torch ------------------------------------------------------------------------------------------------------------
 
 
-def _network(shape: str) -> Any:
-    import torch
-
-    torch.set_num_threads(threads())
+def _network(shape: str, device: str) -> Any:
+    torch = torch_here(device)
     model = fresh(shape, "numpy")
     ours = {name: t.numpy() for name, t in model.state().items()}
     published = TORCHVISION.export(ours, model.config).translate(ours)
     network = torch_net(model.config)
     network.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in published})
-    return network
+    return network.to(device)
 
 
 def _layouts(torch: Any) -> dict[str, Any]:
     return {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-def forward_torch(shape: str, batch: int) -> dict[str, Run]:
-    """Eager, and frozen by TorchScript, which folds the batch norms; in both layouts."""
+def forward_torch(shape: str, batch: int, device: str = "cpu") -> dict[str, Run]:
+    """Eager, and frozen by TorchScript, which folds the batch norms; on a GPU compiled instead; in both
+    layouts."""
     import torch
 
-    x = torch.from_numpy(channels_first(shape, batch))
+    x = torch.from_numpy(channels_first(shape, batch)).to(device)
 
-    def variant(layout: Any, frozen: bool) -> Run:
-        network = _network(shape).eval().to(memory_format=layout)
+    def variant(layout: Any, how: str) -> Run:
+        network = _network(shape, device).eval().to(memory_format=layout)
         placed = x.contiguous(memory_format=layout)
         with torch.inference_mode():
-            if frozen:
+            if how == "frozen":
                 network = torch.jit.optimize_for_inference(torch.jit.trace(network, placed))
+            elif how == "compiled":
+                network = torch.compile(network)
 
         def run() -> Any:
             with torch.inference_mode():
@@ -64,19 +66,21 @@ def forward_torch(shape: str, batch: int) -> dict[str, Run]:
         return run
 
     return {
-        f"{name}, {'frozen' if frozen else 'eager'}": variant(layout, frozen)
+        f"{name}, {how}": variant(layout, how)
         for name, layout in _layouts(torch).items()
-        for frozen in (False, True)
+        for how in (("eager", "frozen") if device == "cpu" else ("eager", "compiled"))
     }
 
 
-def train_step(shape: str, batch: int) -> Variants:
+def train_step(shape: str, batch: int, device: str = "cpu") -> Variants:
     import torch
 
-    x, y = torch.from_numpy(channels_first(shape, batch)), torch.from_numpy(labels(batch)).long()
+    x = torch.from_numpy(channels_first(shape, batch)).to(device)
+    y = torch.from_numpy(labels(batch)).long().to(device)
 
-    def variant(layout: Any) -> Run:
-        network = _network(shape).train().to(memory_format=layout)
+    def variant(layout: Any, compiled: bool) -> Run:
+        network: Any = _network(shape, device).train().to(memory_format=layout)
+        network = torch.compile(network) if compiled else network
         sgd: Any = torch.optim.SGD(network.parameters(), lr=RATE, momentum=MOMENTUM, fused=True)
         placed = x.contiguous(memory_format=layout)
 
@@ -89,7 +93,11 @@ def train_step(shape: str, batch: int) -> Variants:
 
         return run
 
-    return Variants({name: partial(variant, layout) for name, layout in _layouts(torch).items()})
+    return Variants({
+        name + ", compiled" * compiled: partial(variant, layout, compiled)
+        for compiled in ways(device)
+        for name, layout in _layouts(torch).items()
+    })  # fmt: skip
 
 
 # --- ONNX Runtime and OpenVINO ----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import numpy as np
 
 from zoo.bench.case import Case, Run
 from zoo.bench.inputs import numbers
-from zoo.core.dtype import bfloat16, float32
+from zoo.core.dtype import bfloat16, float16, float32
 from zoo.core.tensor import tensor
 from zoo.nn import Module, quantize
 from zoo.stable_diffusion.config import UNetConfig, VaeConfig
@@ -22,6 +22,9 @@ from zoo.stable_diffusion.unet import UNet
 from zoo.stable_diffusion.vae import Vae
 
 BATCH, TOKENS, TIME = 2, 77, 801.0
+DTYPES = {"f32": float32, "bf16": bfloat16, "f16": float16}
+STEP, WEIGHTS = 1_606_546_882_560, 859_520_964
+"""Of SD 1.5's U-Net: operations of a step at 512 pixels (torch.utils.flop_counter counts them), weights."""
 UNETS = {
     "SD 1.5": UNetConfig(cross_attention_dim=768),
     "tiny": UNetConfig(
@@ -72,32 +75,34 @@ def text(model: str) -> np.ndarray:
     return 3.4 * numbers(2, BATCH, TOKENS, UNETS[model].cross_attention_dim)
 
 
-def unet(model: str, pixels: int, dtype: str = "f32") -> Run:
-    """model: one of UNETS."""
+def unet(model: str, pixels: int, dtype: str = "f32", device: str = "cpu") -> Run:
+    """model: one of UNETS. dtype: of the weights, f32, bf16, f16, int8; between layers it is float32."""
     network = UNet(UNETS[model])
-    network.load(Weights(network, bfloat16 if dtype == "bf16" else float32), device="cpu")
+    network.load(Weights(network, DTYPES.get(dtype, float32)), device=device)
     if dtype == "int8":
         quantize(network, dtype)
     network.prepare()
-    x, time = tensor(latents(pixels, BATCH), device="cpu"), tensor(np.full(1, TIME, np.float32), device="cpu")
-    keys_values = network.keys_values(tensor(text(model), device="cpu"))
+    x, time = tensor(latents(pixels, BATCH), device=device), tensor(np.full(1, TIME, np.float32), device=device)
+    keys_values = network.keys_values(tensor(text(model), device=device))
     return lambda: network(x, time, keys_values)
 
 
-def decode(model: str, pixels: int) -> Run:
+def decode(model: str, pixels: int, device: str = "cpu") -> Run:
     network = Vae(VAES[model])
     del network.encoder, network.quant_conv
-    network.load(Weights(network), device="cpu").prepare()
-    z = tensor(latents(pixels, 1), device="cpu")
+    network.load(Weights(network), device=device).prepare()
+    z = tensor(latents(pixels, 1), device=device)
     return lambda: network.decode(z)
 
 
 def _case(name: str, unit: str, ours: str, **more: Any) -> Case:
     settings = {"model": "SD 1.5", "pixels": 512, **more}
     agree = settings.pop("agree", 1e-3)
+    size = {"f32": 4, "int8": 1}.get(more.get("dtype", "f32"), 2)
+    floor: dict[str, Any] = {"flops": STEP, "floor_bytes": size * WEIGHTS} if ours == "unet" else {}
     peers = {peer: f"zoo.stable_diffusion.peers:{ours}_{peer}" for peer in ("diffusers", "openvino")}
     return Case(name, unit, 1, f"zoo.stable_diffusion.bench:{ours}", peers, settings, group="Stable Diffusion",
-                agree=agree, memory=True)  # fmt: skip
+                agree=agree, memory=True, **floor)  # fmt: skip
 
 
 CASES = (
@@ -105,4 +110,8 @@ CASES = (
     _case("SD 1.5 U-Net bf16, batch 2, 512 px", "steps/s", "unet", dtype="bf16", agree=0.02),
     _case("SD 1.5 U-Net int8, batch 2, 512 px", "steps/s", "unet", dtype="int8", agree=0.05),
     _case("SD 1.5 VAE decode, 512 px", "pictures/s", "decode"),
+)
+CUDA_CASES = (
+    *CASES,
+    _case("SD 1.5 U-Net f16, batch 2, 512 px", "steps/s", "unet", dtype="f16", agree=0.02),
 )

@@ -17,21 +17,21 @@ from typing import Any
 import numpy as np
 from platformdirs import user_cache_path
 
-from zoo.bench.case import Run, Variants
+from zoo.bench.case import ProcessorOnly, Run, Variants
 from zoo.bench.inputs import threads
+from zoo.bench.peers import torch_here
 from zoo.stable_diffusion.bench import BATCH, TIME, UNETS, VAES, Weights, latents, text
 from zoo.stable_diffusion.unet import UNet
 from zoo.stable_diffusion.vae import Vae
 
 
-def _filled(kind: Any, config: Any, ours: Any, dtype: str = "f32") -> Any:
+def _filled(kind: Any, config: Any, ours: Any, dtype: str = "f32", device: str = "cpu") -> Any:
     """A module of diffusers with the weights of ours; nothing is made twice."""
-    import torch
-
-    torch.set_num_threads(threads())
+    torch = torch_here(device)
+    kinds = {"bf16": torch.bfloat16, "f16": torch.float16}
     with torch.device("meta"):
         module = kind(**vars(config))
-    module = module.to(torch.bfloat16 if dtype == "bf16" else torch.float32).to_empty(device="cpu").eval()
+    module = module.to(kinds.get(dtype, torch.float32)).to_empty(device=device).eval()
     with torch.no_grad():
         for name, array in Weights(ours(config)).items():
             parameter = module.get_parameter(name)
@@ -52,28 +52,28 @@ def _unet_inputs(model: str, pixels: int) -> tuple[Any, ...]:
     return _inputs(pixels, BATCH), torch.tensor(TIME), torch.from_numpy(text(model))
 
 
-def _unet(model: str, pixels: int, dtype: str = "f32") -> tuple[Any, tuple[Any, ...]]:
+def _unet(model: str, pixels: int, dtype: str = "f32", device: str = "cpu") -> tuple[Any, tuple[Any, ...]]:
     import diffusers
 
-    module = _filled(diffusers.UNet2DConditionModel, UNETS[model], UNet, dtype)
+    module = _filled(diffusers.UNet2DConditionModel, UNETS[model], UNet, dtype, device)
     x, time, told = _unet_inputs(model, pixels)
-    return module, (x.to(module.dtype), time, told.to(module.dtype))
+    return module, (x.to(device, module.dtype), time.to(device), told.to(device, module.dtype))
 
 
-def _decoder(model: str, pixels: int) -> tuple[Any, tuple[Any, ...]]:
+def _decoder(model: str, pixels: int, device: str = "cpu") -> tuple[Any, tuple[Any, ...]]:
     import diffusers
     import torch
 
     class Decoder(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.vae = _filled(diffusers.AutoencoderKL, VAES[model], Vae)
+            self.vae = _filled(diffusers.AutoencoderKL, VAES[model], Vae, device=device)
             del self.vae.encoder, self.vae.quant_conv
 
         def forward(self, z: Any, return_dict: bool = False) -> Any:
             return self.vae.decode(z, return_dict=False)
 
-    return Decoder().eval(), (_inputs(pixels, 1),)
+    return Decoder().eval(), (_inputs(pixels, 1).to(device),)
 
 
 def _eager(make: Callable[[], tuple[Any, tuple[Any, ...]]]) -> Variants:
@@ -97,21 +97,48 @@ def _eager(make: Callable[[], tuple[Any, tuple[Any, ...]]]) -> Variants:
     return Variants({name: partial(variant, layout) for name, layout in layouts.items()})
 
 
-def unet_diffusers(model: str, pixels: int, dtype: str = "f32") -> Variants:
-    """int8: torch's dynamic int8 for linear layers; it has none for convolutions. bf16: weights and activations."""
+def _on_gpu(make: Callable[[], tuple[Any, tuple[Any, ...]]]) -> Variants:
+    """Channels last, which tensor cores take, as it is and compiled."""
     import torch
 
+    made = cache(make)
+
+    def variant(compiled: bool) -> Run:
+        module, inputs = made()
+        module.to(memory_format=torch.channels_last)
+        x = inputs[0].contiguous(memory_format=torch.channels_last)
+        call = torch.compile(module) if compiled else module
+
+        def run() -> Any:
+            with torch.inference_mode():
+                return call(x, *inputs[1:], return_dict=False)[0]
+
+        return run
+
+    return Variants(
+        {"channels_last" + ", compiled" * compiled: partial(variant, compiled) for compiled in (False, True)}
+    )
+
+
+def unet_diffusers(model: str, pixels: int, dtype: str = "f32", device: str = "cpu") -> Variants:
+    """int8: torch's dynamic int8 for linear layers; it has none for convolutions. bf16, f16: all of it."""
+    import torch
+
+    if device != "cpu" and dtype == "int8":
+        raise ProcessorOnly("torch's dynamic int8 is the processor's")
+
     def make() -> tuple[Any, tuple[Any, ...]]:
-        module, inputs = _unet(model, pixels, dtype)
+        module, inputs = _unet(model, pixels, dtype, device)
         if dtype == "int8":
             torch.ao.quantization.quantize_dynamic(module, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)
         return module, inputs
 
-    return _eager(make)
+    return _eager(make) if device == "cpu" else _on_gpu(make)
 
 
-def decode_diffusers(model: str, pixels: int) -> Variants:
-    return _eager(partial(_decoder, model, pixels))
+def decode_diffusers(model: str, pixels: int, device: str = "cpu") -> Variants:
+    make = partial(_decoder, model, pixels, device)
+    return _eager(make) if device == "cpu" else _on_gpu(make)
 
 
 def _compiled(name: str, make: Callable[[], tuple[Any, tuple[Any, ...]]], inputs: tuple[Any, ...],

@@ -90,13 +90,14 @@ class Weights(Mapping[str, np.ndarray]):
         return len(self.shapes)
 
 
-def fresh(model: str, format: str) -> Whisper:
-    """model: one of SHAPES. format: f32, int8."""
+def fresh(model: str, format: str, device: str) -> Whisper:
+    """model: one of SHAPES. format: f32, f16, int8."""
     weights = dict(Weights(SHAPES[model]))
     for name in ("model.encoder.conv1.weight", "model.encoder.conv2.weight"):
         weights[name] = weights[name].transpose(0, 2, 1)
-    made = Whisper(SHAPES[model]).load(weights, device="cpu").eval()
-    return (made if format == "f32" else quantize(made, format)).prepare()
+    dtype = "float16" if format == "f16" else "float32"
+    made = Whisper(SHAPES[model]).load(weights, device=device, dtype=dtype).eval()
+    return (quantize(made, format) if format == "int8" else made).prepare()
 
 
 def features(config: WhisperConfig) -> np.ndarray:
@@ -104,16 +105,16 @@ def features(config: WhisperConfig) -> np.ndarray:
     return numbers(1, config.frames, config.num_mel_bins) * 2
 
 
-def encoder(model: str, format: str) -> Run:
+def encoder(model: str, format: str, device: str = "cpu") -> Run:
     """A window; of what comes out, some channels: all of them together are normalised."""
-    whisper = fresh(model, format)
+    whisper = fresh(model, format, device)
     heard = _placed(whisper, features(whisper.config)[None])
     return lambda: whisper.encode(heard)[:, :, :8]
 
 
-def decoder(model: str, format: str) -> Run:
+def decoder(model: str, format: str, device: str = "cpu") -> Run:
     """The text after its prompt; what was heard is in the cache already."""
-    whisper = fresh(model, format)
+    whisper = fresh(model, format, device)
     cache = Cache(whisper, whisper.encode(_placed(whisper, features(whisper.config)[None])), capacity=80)
 
     def run() -> Any:
@@ -152,9 +153,9 @@ def samples(config: WhisperConfig) -> np.ndarray:
     return numbers(2, config.frames * HOP) * 0.1
 
 
-def window(model: str, format: str) -> Run:
+def window(model: str, format: str, device: str = "cpu") -> Run:
     """The samples of a window as tokens, by the whole of our pipeline."""
-    whisper = fresh(model, format)
+    whisper = fresh(model, format, device)
     heard = samples(whisper.config)
     with tempfile.TemporaryDirectory() as directory:
         tokenizer().save(str(Path(directory) / "tokenizer.json"))
@@ -178,11 +179,32 @@ MODULES = {"transformers": "transformers", "ctranslate2": "ctranslate2", "faster
            "pywhispercpp": "whisper_cpp"}  # fmt: skip
 
 
-def _case(what: str, format: str, unit: str, work: float) -> Case:
-    named = {name: f"zoo.whisper.peers:{what}_{MODULES[name]}" for name in PEERS[what]}
+HEARD = 87_367_680_000
+"""Operations of base's encoder on a window (torch.utils.flop_counter counts them)."""
+
+
+def work(what: str, format: str) -> dict[str, float]:
+    """flops and floor_bytes of base: the encoder's; of the decoder, for each token the weights of its products and of
+    the head, and the keys and values of what was heard (float32). Tables and norms are left out."""
+    c = SHAPES["base"]
+    size, frames, square = {"f32": 4, "f16": 2, "int8": 1}[format], c.max_source_positions, c.d_model**2
+    encoder, crossed = 12 * c.encoder_layers * square, 2 * c.decoder_layers * square
+    token = 14 * c.decoder_layers * square + c.vocab_size * c.d_model
+    heard = 2 * c.decoder_layers * frames * c.d_model  # numbers
+    passes, tokens = len(TEXT) + 1, len(PROMPT) + len(TEXT)
+    flops = {"encoder": HEARD, "decoder": 2 * tokens * token + 2 * heard * tokens}
+    moved = {"encoder": size * encoder, "decoder": passes * (size * token + 4 * heard)}
+    flops["window"] = sum(flops.values()) + 2 * frames * crossed
+    moved["window"] = sum(moved.values()) + size * crossed
+    return {"flops": flops[what], "floor_bytes": moved[what]}
+
+
+def _case(what: str, format: str, unit: str, work: float, peers: tuple[str, ...] | None = None, **floor: Any) -> Case:
+    named = {name: f"zoo.whisper.peers:{what}_{MODULES[name]}" for name in (PEERS[what] if peers is None else peers)}
     # of rounded weights: each rounds its activations in its own way
     return Case(f"base {format} {what}", unit, work, f"zoo.whisper.bench:{what}", named,
-                {"model": "base", "format": format}, group=what, agree=1e-3 if format == "f32" else 0.05)  # fmt: skip
+                {"model": "base", "format": format}, group=what, agree=1e-3 if format == "f32" else 0.05,
+                **floor)  # fmt: skip
 
 
 CASES = (
@@ -194,3 +216,13 @@ CASES = (
     _case("window", "int8", "s/s", SECONDS),
 )
 """s/s: seconds of sound in a second."""
+
+CUDA_CASES = tuple(
+    _case(what, format, unit, amount, ("transformers",), **work(what, format))
+    for what, unit, amount in (
+        ("encoder", "s/s", SECONDS),
+        ("decoder", "tokens/s", WRITTEN),
+        ("window", "s/s", SECONDS),
+    )
+    for format in ("f32", "f16", "int8")
+)

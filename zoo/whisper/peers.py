@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from zoo.bench.case import Run
+from zoo.bench.case import ProcessorOnly, Run
 from zoo.bench.inputs import threads
+from zoo.bench.peers import torch_here
 from zoo.whisper.audio import mel_filters
 from zoo.whisper.bench import END, PROMPT, SHAPES, Weights, features, samples, tokenizer
 from zoo.whisper.config import WhisperConfig
@@ -31,63 +32,107 @@ FIELDS = ("vocab_size", "num_mel_bins", "d_model", "encoder_layers", "encoder_at
 # --- transformers -----------------------------------------------------------------------------------------------------
 
 
-def _transformers(shape: WhisperConfig) -> Any:
-    import torch
+def _transformers(shape: WhisperConfig, device: str = "cpu") -> Any:
     import transformers
 
-    torch.set_num_threads(threads())
+    torch = torch_here(device)
     config: Any = transformers.WhisperConfig.from_dict({name: getattr(shape, name) for name in FIELDS})
     model = transformers.WhisperForConditionalGeneration(config).eval()
     with torch.no_grad():
         for name, array in Weights(shape).items():
             model.get_parameter(name).copy_(torch.from_numpy(np.array(array)))
-    return model
+    return model.to(device)
 
 
 def _rounded(model: Any, format: str) -> Any:
     """For int8 torch's dynamic quantisation of the linear layers, the head among them."""
     import torch
 
-    if format == "f32":
-        return model
+    if format != "int8":
+        return model.half() if format == "f16" else model
+    if model.device.type != "cpu":
+        raise ProcessorOnly("torch's dynamic int8 is the processor's")
     return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
 
 
-def encoder_transformers(model: str, format: str) -> Run:
+def _heard(model: str, network: Any) -> Any:
+    """The features, as the network takes them."""
     import torch
 
-    network = _rounded(_transformers(SHAPES[model]), format)
-    heard = torch.from_numpy(np.ascontiguousarray(features(SHAPES[model]).T[None]))
+    # a network rounded to int8 has no weights that tell a dtype, and takes float32
+    dtype = next((w.dtype for w in network.parameters()), torch.float32)
+    return torch.from_numpy(np.ascontiguousarray(features(SHAPES[model]).T[None])).to(network.device, dtype)
+
+
+def encoder_transformers(model: str, format: str, device: str = "cpu") -> Run | dict[str, Run]:
+    """On a GPU also compiled."""
+    import torch
+
+    network = _rounded(_transformers(SHAPES[model], device), format)
+    heard = _heard(model, network)
+
+    def variant(encoder: Any) -> Run:
+        def run() -> Any:
+            with torch.inference_mode():
+                return encoder(heard).last_hidden_state[:, :, :8]
+
+        return run
+
+    eager = variant(network.model.encoder)
+    return eager if device == "cpu" else {"": eager, "compiled": variant(torch.compile(network.model.encoder))}
+
+
+def decoder_transformers(model: str, format: str, device: str = "cpu") -> Run:
+    """Not compiled: its caches grow with every token."""
+    import torch
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    network = _rounded(_transformers(SHAPES[model], device), format)
+    heard = _heard(model, network)
+    with torch.inference_mode():
+        encoded = (network.model.encoder(heard).last_hidden_state,)
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        network(encoder_outputs=encoded, decoder_input_ids=torch.tensor([PROMPT], device=device), past_key_values=cache)
 
     def run() -> Any:
+        cache.self_attention_cache.crop(-cache.get_seq_length())
         with torch.inference_mode():
-            return network.model.encoder(heard).last_hidden_state[:, :, :8]
+            return _greedy(network, encoded, cache, device)
 
     return run
 
 
-def decoder_transformers(model: str, format: str) -> Run:
+def _greedy(network: Any, encoded: Any, cache: Any, device: str) -> list[int]:
+    """The text's tokens, one by one, up to the one that ends it."""
     import torch
-    from transformers import DynamicCache, EncoderDecoderCache
 
-    network = _rounded(_transformers(SHAPES[model]), format)
-    heard = torch.from_numpy(np.ascontiguousarray(features(SHAPES[model]).T[None]))
-    with torch.inference_mode():
-        encoded = (network.model.encoder(heard).last_hidden_state,)
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        network(encoder_outputs=encoded, decoder_input_ids=torch.tensor([PROMPT]), past_key_values=cache)
+    written: list[int] = []
+    given = PROMPT
+    while given[-1] != END:
+        ids = torch.tensor([given], device=device)
+        logits = network(encoder_outputs=encoded, decoder_input_ids=ids, past_key_values=cache).logits
+        given = [int(logits[0, -1].argmax())]
+        written += given
+    return written
+
+
+def window_transformers(model: str, format: str, device: str = "cpu") -> Run:
+    """The samples of a window as tokens, by its own features, on the device if it is a GPU; without what else its
+    generate() does, which only costs time. The ends of the text are no part of what it says."""
+    import torch
+    from transformers import DynamicCache, EncoderDecoderCache, WhisperFeatureExtractor
+
+    shape = SHAPES[model]
+    network = _rounded(_transformers(shape, device), format)
+    sound, place = samples(shape), _heard(model, network)
+    extractor: Any = WhisperFeatureExtractor(feature_size=shape.num_mel_bins)
 
     def run() -> Any:
-        written: list[int] = []
-        given = PROMPT
-        cache.self_attention_cache.crop(-cache.get_seq_length())
+        found = extractor(sound, sampling_rate=16000, return_tensors="pt", device=device).input_features.to(place)
         with torch.inference_mode():
-            while given[-1] != END:
-                ids = torch.tensor([given])
-                logits = network(encoder_outputs=encoded, decoder_input_ids=ids, past_key_values=cache).logits
-                given = [int(logits[0, -1].argmax())]
-                written += given
-        return written
+            encoded = (network.model.encoder(found).last_hidden_state,)
+            cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+            return _greedy(network, encoded, cache, device)[:-1]
 
     return run
 
