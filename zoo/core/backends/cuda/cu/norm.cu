@@ -7,6 +7,8 @@
 // floor      bytes: 2 sizeof(T) columns a row; gradients 3 (x, g, dx), and 2 more for the weight's, which read x and g again (L2
 //            has up to some 40 MB of them)
 //
+// division   by __fdividef and rsqrtf, to 2 units in the last place: exact division calls a subroutine, around which ptxas spills
+//
 // Python sets T, W (how weight and bias are stored), TEAM, VECTORS.
 #include "prelude.cuh"
 #include "rows.cuh"
@@ -21,7 +23,7 @@ __device__ __forceinline__ float row_variance(Row<T>& x, float mean) {
             sum += d * d;
         }
     });
-    return team_sum(sum) / x.columns;
+    return __fdividef(team_sum(sum), x.columns);
 }
 
 __device__ __forceinline__ float row_mean(Row<T>& x) {
@@ -30,10 +32,10 @@ __device__ __forceinline__ float row_mean(Row<T>& x) {
 #pragma unroll
         for (int i = 0; i < N; i++) sum += v[i];
     });
-    return team_sum(sum) / x.columns;
+    return __fdividef(team_sum(sum), x.columns);
 }
 
-__device__ __forceinline__ float inverse_root(float variance, float eps) { return 1.0f / sqrtf(variance + eps); }
+__device__ __forceinline__ float inverse_root(float variance, float eps) { return rsqrtf(variance + eps); }
 
 extern "C" __global__ void __launch_bounds__(THREADS) layer_norm(
     const T* x, const W* weight, const W* bias, T* y, int64_t rows, int columns, float eps) {
@@ -93,8 +95,8 @@ __device__ __forceinline__ void norm_grad(const T* x, const W* weight, const T* 
                 turned += a * ((v[i] - mean) * scale);
             }
     });
-    plain = CENTRED ? team_sum(plain) / columns : 0.0f;
-    turned = team_sum(turned) / columns;
+    plain = CENTRED ? __fdividef(team_sum(plain), columns) : 0.0f;
+    turned = __fdividef(team_sum(turned), columns);
     T* const to = dx + team.row * columns;
     row.each([&](int j, int n, float(&v)[N]) {
         float s[N], w[N], out[N];

@@ -19,7 +19,7 @@ struct Span {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(256) pool(
+extern "C" __global__ void __launch_bounds__(256, 2) pool(
     const T* x, T* y, int64_t samples, int height, int width, int channels, int rows, int columns, int window_h, int window_w,
     int stride_h, int stride_w, int padding_h, int padding_w) {
     const int vectors = (channels + N - 1) / N;
@@ -43,7 +43,7 @@ extern "C" __global__ void __launch_bounds__(256) pool(
     store(y + pixel * channels + c, left, whole_y, sum);
 }
 
-extern "C" __global__ void __launch_bounds__(256) pool_max_grad(
+extern "C" __global__ void __launch_bounds__(256, 2) pool_max_grad(
     const T* x, const T* y, const T* g, T* dx, int64_t samples, int height, int width, int channels, int rows, int columns,
     int window_h, int window_w, int stride_h, int stride_w, int padding_h, int padding_w) {
     const int vectors = (channels + N - 1) / N;
