@@ -39,8 +39,8 @@ CHOSEN = {
 # for all.
 EVERY = os.environ.get("ZOO_NVRTC") == "all"
 SPILLED = 16
-"""Bytes a thread may spill: an array that should lie in registers is more. ptxas gives up 4 to 12 where a register more would mean a
-block less on a multiprocessor (rms_norm_grad of halves: 64 registers and 4 bytes on sm_80), whatever bounds it is given."""
+"""Bytes a thread may spill: an array that should lie in registers is more. ptxas gives up 4 to 12 where it calls a
+division, or a register more would mean a block less on a multiprocessor (pooling of halves, sm_100: 80 registers)."""
 LIMIT, LIMITS = 1, {"elementwise.cu": 30, "fused.cu": 6}
 COMPILED: list[str] = []
 
