@@ -371,10 +371,10 @@ def test_what_is_not_finite_is_left_to_float32(isa, rng, which, value):
     arrays[which][0, 33, 1, 7] = value
     cpu = CpuBackend()
     before = stats().get("cpu.attention_int16", 0)
-    found = cpu.bind(TABLE["qattention"], arrays, {"scale": None})
+    found = cpu.bind(TABLE["qattention"], arrays, {"beside": "int8", "scale": None})
     plain = cpu.bind(TABLE["attention"], [*arrays, None], {"causal": False, "scale": None})
     np.testing.assert_array_equal(found, plain)
     assert stats().get("cpu.attention_int16", 0) == before
     arrays[which][0, 33, 1, 7] = 0
-    cpu.bind(TABLE["qattention"], arrays, {"scale": None})
+    cpu.bind(TABLE["qattention"], arrays, {"beside": "int8", "scale": None})
     assert stats()["cpu.attention_int16"] == before + 1

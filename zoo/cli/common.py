@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
@@ -70,13 +71,13 @@ def interruptible(body: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-class PortGroup(TyperGroup):
+class PortGroup(TyperGroup, ABC):
     """A group with a command for each port, made when it is asked for: `zoo run --help` shows them all, `zoo run X`
     imports X only. A port that cannot be imported is listed as such, and does not disturb the others."""
 
     @staticmethod
-    def make(port: Port) -> typer.core.TyperCommand:
-        raise NotImplementedError
+    @abstractmethod
+    def make(port: Port) -> typer.core.TyperCommand: ...
 
     def list_commands(self, ctx: Any) -> list[str]:
         return ports.names()

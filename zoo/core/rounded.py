@@ -57,6 +57,7 @@ def qconv(
     )  # fmt: skip
 
 
-def qattention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
-    """`attention` of every query to every key, of which a backend may round q, k, v and weights to 10 bits or more."""
-    return bind(P["qattention"], q, k, v, scale=scale)
+def qattention(q: Tensor, k: Tensor, v: Tensor, beside: str, *, scale: float | None = None) -> Tensor:
+    """`attention` of every query to every key, of which a backend may round q, k, v and weights, beside layers whose
+    weights are "int8": to 10 bits or more; "bfloat16": to that."""
+    return bind(P["qattention"], q, k, v, beside=beside, scale=scale)

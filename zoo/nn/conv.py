@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from zoo.core import ops
-from zoo.core.ops import Pad
 from zoo.core.tensor import Tensor
+from zoo.core.windows import Pad
 from zoo.nn import init
 from zoo.nn.module import Module
 from zoo.nn.param import Param

@@ -89,13 +89,12 @@ def together(x: Tensor, *layers: Module) -> tuple[Tensor, ...]:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, beside: Module) -> Tensor:
-    """Attention of every query to every key (shapes: ops.attention); rounded too, if the layer `beside` it is: in
-    integers, or in bfloat16, to which the layer that reads the result rounds it in any case."""
+    """Attention of every query to every key (shapes: ops.attention), for which a device may round as it does for the
+    layer `beside` it."""
     if type(beside) is QuantizedLinear:
-        return ops.qattention(q, k, v)
+        return ops.qattention(q, k, v, "int8")
     if type(beside) is Linear and beside.weight.dtype == bfloat16:
-        rounded = ops.attention(*[x.astype(bfloat16) for x in (q, k, v)])
-        return rounded.astype(q.dtype)
+        return ops.qattention(q, k, v, "bfloat16")
     return ops.attention(q, k, v)
 
 

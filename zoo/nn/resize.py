@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from zoo.core import ops
-from zoo.core.ops import Pad
 from zoo.core.tensor import Tensor
+from zoo.core.windows import Pad
 from zoo.nn.module import Module
 
 Size = int | Sequence[int]

@@ -1,5 +1,6 @@
 """Fusion(device): a device that puts elementwise chains off, and calculates each in one pass over memory.
- Elementwise ops, casts, reductions along the last axis and what spreads their results again are recorded (node.py).
+
+Elementwise ops, casts, reductions along the last axis and what spreads their results again are recorded (node.py).
 When a value is needed, what leads to it is gathered into a region (region.py), and runs as one program: on cpu by the
 tile interpreter (program.py, tiles.py), on cuda as a kernel of its own (nvrtc.py); every other op is a barrier: its
 arguments are calculated and the inner device does it. Where the inner device has neither, or with ZOO_FUSE=interpret,

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from zoo.core.dtype import compute_dtype, int32
-from zoo.core.errors import ShapeError
+from zoo.core.errors import DtypeError, ShapeError
 from zoo.core.prim import Meta, composite
 from zoo.core.prims import infer
 from zoo.core.prims.view import sum_to
@@ -138,13 +138,16 @@ def attention(o, q, k, v, bias, lengths=None, *, causal=False, scale=None):
     return _from_key_head(o, o.matmul(weights, vh), q)
 
 
-def _qattention_infer(q: Any, k: Any, v: Any, *, scale: float | None) -> Meta:
+def _qattention_infer(q: Any, k: Any, v: Any, *, beside: str, scale: float | None) -> Meta:
+    if beside not in ("int8", "bfloat16"):
+        raise DtypeError(f"attention is not rounded beside {beside!r}", "Known: int8, bfloat16")
     return _attention_infer(q, k, v, None, causal=False, scale=scale)
 
 
 @composite(_qattention_infer)
-def qattention(o, q, k, v, *, scale=None):
-    """Attention of which a backend may round queries, keys, values and weights."""
+def qattention(o, q, k, v, *, beside="int8", scale=None):
+    """Attention of which a backend may round queries, keys, values and weights, as it rounds what goes through layers
+    of int8 or bfloat16 weights."""
     return o.attention(q, k, v, None, None, causal=False, scale=scale)
 
 

@@ -4,6 +4,7 @@ have another one of the same face, which runs the kernels on the processor (zoo/
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
@@ -23,7 +24,7 @@ NULL = np.uint64(0)
 OPTIONS = ("-std=c++17",)  # CuPy adds folders of headers, of which no kernel reads any, and -ftz=true
 
 
-class Driver:
+class Driver(ABC):
     """xp: the array module. arch: 75 for sm_75. shared_limit: bytes of shared memory that one block may use. gpu: what
     its maker calls it."""
 
@@ -44,9 +45,10 @@ class Driver:
             found = self._kernels[key] = self._compile(file, name, constants)
         return found
 
-    def _compile(self, file: str, name: str, constants: dict[str, Constant]) -> Kernel:
-        raise NotImplementedError
+    @abstractmethod
+    def _compile(self, file: str, name: str, constants: dict[str, Constant]) -> Kernel: ...
 
+    @abstractmethod
     def gemm(
         self, transpose_a: bool, transpose_b: bool, m: int, n: int, k: int, alpha: float, a: Any, lda: int,
         stride_a: int, b: Any, ldb: int, stride_b: int, beta: float, c: Any, ldc: int, stride_c: int, batch: int, *,
@@ -56,52 +58,51 @@ class Driver:
         m x k, op(b) k x n, op transposes where `transpose_` says so; columns lie one after the other, lda numbers
         apart, matrices stride_a numbers apart. a and b in one dtype, c in theirs or in float32; sums in float32, or
         float64 of float64."""
-        raise NotImplementedError
 
+    @abstractmethod
     def address(self, array: Any) -> int:
         """Where its first value lies."""
-        raise NotImplementedError
 
     def aligned(self, *arrays: Any, to: int = 16) -> bool:
         """Whether each of them begins on a multiple of `to` bytes: new arrays do, views may not."""
         return all(a is None or self.address(a) % to == 0 for a in arrays)
 
+    @abstractmethod
     def current(self) -> AbstractContextManager[Any]:
         """Within it, this GPU and its stream are the ones that are used."""
-        raise NotImplementedError
 
-    def upload(self, array: np.ndarray) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def upload(self, array: np.ndarray) -> Any: ...
 
+    @abstractmethod
     def constant(self, array: np.ndarray) -> Any:
         """An upload while a graph is captured: it is done now and is no part of the graph."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, array: Any, values: np.ndarray) -> None:
         """Puts the host's numbers into the array's own memory."""
-        raise NotImplementedError
 
-    def to_host(self, array: Any) -> np.ndarray:
-        raise NotImplementedError
+    @abstractmethod
+    def to_host(self, array: Any) -> np.ndarray: ...
 
-    def synchronize(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def synchronize(self) -> None: ...
 
+    @abstractmethod
     def release(self) -> None:
         """Gives memory that no array uses back to the GPU."""
-        raise NotImplementedError
 
+    @abstractmethod
     def memory(self) -> tuple[int, int]:
         """Bytes that are free, and bytes there are."""
-        raise NotImplementedError
 
+    @abstractmethod
     def capture(self) -> AbstractContextManager[Any]:
         """What is launched within it is recorded instead, into an object whose launch() does it all at once."""
-        raise NotImplementedError
 
+    @abstractmethod
     def arena(self) -> Any:
         """Memory that arrays made `with` it lie in, and no others: .size in bytes; .owns(array)."""
-        raise NotImplementedError
 
 
 class CupyDriver(Driver):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.core import ops
+from zoo.core import ops, windows
 from zoo.core.dtype import FLOATS, bfloat16, float16, float32, int32
 from zoo.core.prims import TABLE
 from zoo.core.prims.contract import conv_shape
@@ -65,7 +65,7 @@ def _conv(label: str, x: Shape, w: Shape, *, stride: Any = 1, padding: Any = 0, 
     rank = len(x) - 2
     each = [v if isinstance(v, tuple) else (v,) * rank for v in (stride, dilation, input_dilation)]
     settings: dict[str, Any] = {"stride": each[0], "dilation": each[1], "input_dilation": each[2]}
-    settings |= {"padding": ops.pairs(padding, rank), "groups": groups, "flip": flip}
+    settings |= {"padding": windows.pairs(padding, rank), "groups": groups, "flip": flip}
     return Case(f"conv[{label}]", lambda a, b: bind(TABLE["conv"], a, b, **settings), lambda r: (r.f(*x), r.f(*w)),
                 lambda a, b: ref.conv(a, b, **settings), CONVOLUTION, dtypes=dtypes, nan=(0,))  # fmt: skip
 
@@ -111,7 +111,7 @@ def _weight_grad(label: str, x: Shape, w: Shape, *, stride: Any = 1, padding: An
     rank, size, kernel = len(x) - 2, x[1:-1], w[1:-1]
     each = [v if isinstance(v, tuple) else (v,) * rank for v in (stride, dilation, input_dilation)]
     settings: dict[str, Any] = {"stride": each[0], "dilation": each[1], "input_dilation": each[2]}
-    settings |= {"padding": ops.pairs(padding, rank), "groups": groups}
+    settings |= {"padding": windows.pairs(padding, rank), "groups": groups}
     out = conv_shape((1, *size, x[-1]), w, **settings)[1:]
     settings |= {"kernel": kernel, "flip": flip}
     return Case(f"conv_weight_grad[{label}]", lambda a, g: bind(TABLE["conv_weight_grad"], a, g, **settings),
@@ -137,7 +137,8 @@ def _transposed(label: str, x: Shape, w: Shape, bias: bool = False, groups: int 
     rank = len(x) - 2
     full: dict[str, Any] = {"stride": 1, "padding": 0, "dilation": 1, "output_padding": 0, **settings}
     want: dict[str, Any] = {
-        k: ops.pairs(v, rank) if k == "padding" else v if isinstance(v, tuple) else (v,) * rank for k, v in full.items()
+        k: windows.pairs(v, rank) if k == "padding" else v if isinstance(v, tuple) else (v,) * rank
+        for k, v in full.items()
     }
     return Case(
         f"conv[transposed, {label}]",
@@ -193,7 +194,7 @@ def _pools(label: str, shape: Shape, window: Any, stride: Any = None, padding: A
     rank = len(shape) - 2
     k = window if isinstance(window, tuple) else (window,) * rank
     s = k if stride is None else stride if isinstance(stride, tuple) else (stride,) * rank
-    pads = ops.pairs(padding, rank)
+    pads = windows.pairs(padding, rank)
     return [
         Case(f"window_max[{label}]", lambda x: ops.max_pool(x, window, stride=stride, padding=padding),
              lambda r: (r.distinct(*shape),),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.core import ops
+from zoo.core import ops, windows
 from zoo.core.dtype import bfloat16, float16, float32, int8, uint8
 from zoo.core.testing import ref
 from zoo.core.testing.case import Case
@@ -96,9 +96,9 @@ def _conv(label: str, x: tuple[int, ...], w: tuple[int, ...], *, extra: bool = F
 
     rank = len(x) - 2
     full: dict[str, Any] = {
-        "stride": ops.each_axis(settings.get("stride", 1), rank, "stride"), "groups": 1, "flip": False,
-        "padding": ops.pairs(settings.get("padding", 0), rank), "input_dilation": (1,) * rank,
-        "dilation": ops.each_axis(settings.get("dilation", 1), rank, "dilation"),
+        "stride": windows.each_axis(settings.get("stride", 1), rank, "stride"), "groups": 1, "flip": False,
+        "padding": windows.pairs(settings.get("padding", 0), rank), "input_dilation": (1,) * rank,
+        "dilation": windows.each_axis(settings.get("dilation", 1), rank, "dilation"),
     }  # fmt: skip
 
     def op(x: Any, q: Any, scale: Any, bias: Any = None, residual: Any = None) -> Any:
@@ -135,12 +135,16 @@ CONVS = [
 # values in 10 bits: 2e-3 relative L2 (nmse 4e-6), whatever the instruction set; other dtypes go through the body
 ROUNDED_ATTENTION = nmse(3e-5, 3e-5, 8e-5, 1e-27, "queries, keys, values and weights may be rounded to 10 bits")
 
+BF16_ATTENTION = nmse(
+    1e-4, 1e-6, 5e-5, 1e-27, "of float32: 2^-9 of each value, so 0.005 of scores about 3, and of weights"
+)
 
-def _attention(label: str, q: tuple[int, ...], kv: tuple[int, ...], Dv: int = 0, **settings: Any) -> Case:
-    return Case(f"qattention{label}", lambda q, k, v: ops.qattention(q, k, v, **settings),
+
+def _attention(label: str, q: tuple[int, ...], kv: tuple[int, ...], Dv: int = 0, beside: str = "int8", tol: Tol =
+               ROUNDED_ATTENTION, **settings: Any) -> Case:  # fmt: skip
+    return Case(f"qattention{label}", lambda q, k, v: ops.qattention(q, k, v, beside, **settings),
                 lambda r: (r.f(*q), r.f(*kv), r.f(*kv[:3], Dv or kv[3])),
-                lambda q, k, v: ref.attention(q, k, v, None, **settings), ROUNDED_ATTENTION,
-                gradient=ATTENTION_GRAD)  # fmt: skip
+                lambda q, k, v: ref.attention(q, k, v, None, **settings), tol, gradient=ATTENTION_GRAD)  # fmt: skip
 
 
 ATTENTIONS = [
@@ -149,6 +153,7 @@ ATTENTIONS = [
     _attention("[grouped]", (1, 3, 6, 4), (1, 5, 2, 4)),
     _attention("[one key]", (1, 3, 1, 4), (1, 1, 1, 4)),
     _attention("[empty]", (0, 3, 2, 4), (0, 5, 2, 4)),
+    _attention("[beside bfloat16]", (1, 17, 2, 8), (1, 9, 2, 8), beside="bfloat16", tol=BF16_ATTENTION),
 ]
 
 CASES: list[Case] = [*_rows("int8"), *_rows("int4"), *EMBEDDINGS, *CONVS, *ATTENTIONS]

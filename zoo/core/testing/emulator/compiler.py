@@ -64,8 +64,9 @@ def _library(text: str, what: str, *flags: str) -> Path:
 @functools.cache
 def runtime() -> Any:
     """The scheduler; its names are seen by the kernels' libraries."""
-    text = (HERE / "runtime.cpp").read_text(encoding="utf-8")
-    library = ctypes.CDLL(str(_library(text, "the emulator", "-O2")), mode=ctypes.RTLD_GLOBAL)
+    library = ctypes.CDLL(
+        str(_library(expanded("runtime.cpp", (HERE,)), "the emulator", "-O2")), mode=ctypes.RTLD_GLOBAL
+    )
     library.emulated_guarded.restype = ctypes.c_void_p
     library.emulated_guarded.argtypes = [ctypes.c_size_t]
     library.emulated_launch.argtypes = [

@@ -9,6 +9,7 @@ import numpy as np
 
 from zoo.core.backends.cpu.kernels.common import F32, WEIGHTS, Kernels, bits
 from zoo.core.backends.cpu.memory import empty
+from zoo.core.dtype import bfloat16
 from zoo.core.stats import count
 
 
@@ -28,8 +29,13 @@ def attention(b: Any, q: Any, k: Any, v: Any, bias: Any, lengths: Any = None, *,
     return out
 
 
-def qattention(b: Any, q: Any, k: Any, v: Any, *, scale: float | None) -> Any:
-    """In integers of 16 bits (csrc/quant/attention.h)."""
+def qattention(b: Any, q: Any, k: Any, v: Any, *, beside: str, scale: float | None) -> Any:
+    """In integers of 16 bits (csrc/quant/attention.h), or in pairs of bfloat16, where the processor has them."""
+    if beside == "bfloat16":
+        if not b.pairs or any(x.dtype is not F32 for x in (q, k, v)):
+            return NotImplemented
+        rounded = [b.ops.cast(x, dtype=bfloat16) for x in (q, k, v)]
+        return b.ops.cast(b.ops.attention(*rounded, None, None, causal=False, scale=scale), dtype=F32)
     if any(x.dtype is not F32 or 0 in x.shape for x in (q, k, v)) or q.shape[2] != k.shape[2] or q.shape[3] > 512:
         return NotImplemented
     out = empty((*q.shape[:3], v.shape[3]), F32)
