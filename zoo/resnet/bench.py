@@ -12,6 +12,7 @@ import numpy as np
 from zoo.bench.case import Case, Run
 from zoo.bench.inputs import numbers
 from zoo.core.autodiff import Autodiff
+from zoo.core.capture import Capture
 from zoo.core.device import device as device_of
 from zoo.core.random import Generator
 from zoo.core.tensor import tensor
@@ -62,7 +63,11 @@ def forward(shape: str, batch: int, dtype: str = "f32", device: str = "cpu") -> 
     if dtype == "int8":
         quantize(model, dtype)
     model.prepare()
-    x = tensor(pictures(shape, batch), device=device)
+    seen = pictures(shape, batch)
+    if device == "cpu":
+        network = Capture(model, model.device)  # as zoo/resnet/classify.py runs it
+        return lambda: network(seen)
+    x = tensor(seen, device=device)  # stays there, as the peers' does
     return lambda: model(x)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from zoo.core import ops
+from zoo.core.capture import Capture
 from zoo.core.errors import DataError, WeightsError
-from zoo.core.tensor import Tensor
 from zoo.data.folder import pictures_in
 from zoo.data.picture import open_rgb
 from zoo.resnet import labels as names
@@ -69,9 +69,9 @@ def run(
     prepared = preprocess.of(model)
     if not quiet:
         print(f"pictures: {prepared}", file=sys.stderr)
+    network = Capture(model, model.device)
     for file in files:
-        seen = prepared.normalise(prepared.pixels(open_rgb(file)))
-        logits = model(Tensor(model.device.from_host(seen[None]), model.device))
+        logits = network(prepared.normalise(prepared.pixels(open_rgb(file)))[None])
         probabilities = ops.softmax(logits.astype("float32")).numpy()[0]
         if not np.isfinite(probabilities).all():
             raise WeightsError(

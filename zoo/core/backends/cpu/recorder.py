@@ -28,9 +28,10 @@ from zoo.core.errors import ZooError
 from zoo.core.prim import Kind, Ops, Prim
 
 NATIVE = frozenset((
-    "linear", "matmul", "qlinear", "qlinears", "qmatmul", "attention", "rope", "update_rows", "rms_norm", "layer_norm",
-    "swiglu", "cast", "softmax", "log_softmax", "add", "sub", "mul", "div", "maximum", "minimum", "relu", "gelu",
-    "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh", "exp",
+    "linear", "matmul", "qlinear", "qlinears", "qmatmul", "conv", "conv_bias_act", "qconv", "window_max", "window_sum",
+    "attention", "rope", "update_rows", "rms_norm", "layer_norm", "swiglu", "cast", "softmax", "log_softmax", "add",
+    "sub", "mul", "div", "maximum", "minimum", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh",
+    "exp",
 ))  # fmt: skip
 """Ops whose cpu kernels, where they do not decline, only call native functions and look at arrays in other shapes."""
 

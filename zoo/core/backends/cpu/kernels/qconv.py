@@ -58,9 +58,7 @@ def qconv(b: Any, x: Any, q: Any, scale: Any, bias: Any, residual: Any, *, strid
 def _pixels(x: np.ndarray, stride: tuple[int, int]) -> np.ndarray:
     """Every stride-th pixel of every stride-th line of x (N, H, W, C), as (lines of all images, pixels, C)."""
     lines = x[:, :: stride[0], :: stride[1]]
-    if len(x) > 1 and lines.strides[0] != lines.shape[1] * lines.strides[1]:  # images must follow as lines do
-        lines = np.ascontiguousarray(lines)
-    return np.lib.stride_tricks.as_strided(lines, (len(x) * lines.shape[1], *lines.shape[2:]), lines.strides[1:])
+    return lines.reshape(-1, *lines.shape[2:])  # no copy, if images follow each other as lines do
 
 
 def _wide(b: Any, x: np.ndarray) -> np.ndarray:

@@ -26,26 +26,27 @@ Rows8 rows_in_scratch(i64 rows, i64 K, int bits) {
     return r;
 }
 
-// The largest |a|, as bits: these order numbers as their values do, infinity and NaN last.
-INLINE int32_t largest_bits(const float* a, i64 K) {
-    vi m0{}, m1{};
-    const auto take = [](vi& m, vf v) INLINE_LAMBDA {
-        const vi x = (vi)v & 0x7FFFFFFF;
-        m = (vi)select(x > m, (vf)x, (vf)m);
-    };
-    i64 k = 0;
-    for (; k + 2 * W <= K; k += 2 * W) take(m0, load(a + k)), take(m1, load(a + k + W));
-    for (; k < K; k += W) take(m0, load_first(a + k, K - k));
-    take(m0, (vf)m1);
-    int32_t largest = 0;
-    for (int i = 0; i < W; i++) largest = m0[i] > largest ? m0[i] : largest;
-    return largest;
+// All lanes joined by log2(W) perfect shuffles; lane by lane would take longer than a row of 256 inputs.
+INLINE vi larger(vi a, vi b) { return a > b ? a : b; }
+INLINE vi zipped(vi v, bool high) { return (vi)(high ? zip_high((vf)v, (vf)v) : zip_low((vf)v, (vf)v)); }
+INLINE int32_t largest_lane(vi v) {
+    UNROLL for (int n = 1; n < W; n *= 2) v = larger(zipped(v, false), zipped(v, true));
+    return v[0];
+}
+INLINE int32_t sum_of(vi v) {
+    UNROLL for (int n = 1; n < W; n *= 2) v = zipped(v, false) + zipped(v, true);
+    return v[0];
 }
 
-INLINE int32_t sum_of(vi v) {
-    int32_t s = 0;
-    for (int i = 0; i < W; i++) s += v[i];
-    return s;
+// The largest |a|, as bits: these order numbers as their values do, infinity and NaN last.
+INLINE int32_t largest_bits(const float* a, i64 K) {
+    constexpr int CHAINS = 4;
+    vi m[CHAINS] = {};
+    i64 k = 0;
+    for (; k + CHAINS * W <= K; k += CHAINS * W)
+        UNROLL for (int i = 0; i < CHAINS; i++) m[i] = larger((vi)load(a + k + i * W) & 0x7FFFFFFF, m[i]);
+    for (; k < K; k += W) m[0] = larger((vi)load_first(a + k, K - k) & 0x7FFFFFFF, m[0]);
+    return largest_lane(larger(larger(m[0], m[1]), larger(m[2], m[3])));
 }
 
 // W codes, whose place is a multiple of W codes from the start of the row.
@@ -63,11 +64,14 @@ INLINE void store_codes(char* to, vi v) {
 INLINE int32_t quantise_run(const float* a, i64 n, float inverse, char* to) {
     constexpr i64 BYTES = QUAD / 4;  // of one code
     vi sum{};
-    for (i64 k = 0; k < n; k += W) {
-        const vi v = inverse > 0 ? nearest(load_first(a + k, n - k) * inverse) : vi{};  // NaN * 0 would be no zero
+    const auto take = [&](i64 k, vf x) INLINE_LAMBDA {
+        const vi v = inverse > 0 ? nearest(x * inverse) : vi{};  // NaN * 0 would be no zero
         sum += v;
         store_codes(to + k * BYTES, v);
-    }
+    };
+    i64 k = 0;
+    for (; k + W <= n; k += W) take(k, load(a + k));
+    if (k < n) take(k, load_first(a + k, n - k));
     return sum_of(sum);
 }
 

@@ -22,6 +22,10 @@ template <int R, int V>
 __attribute__((noinline)) void micro8(i64 quads, const char* a, i64 apart, const uint8_t* w, const Tile8& tile) {
     vi acc[R][V];
     float* const c = tile.c;
+    if (tile.residual) {  // it comes while the product is made
+        UNROLL for (int i = 0; i < R; i++)
+            UNROLL for (int j = 0; j < V * W; j += 16) __builtin_prefetch(tile.residual + i * tile.c_m + j);
+    }
     UNROLL for (int i = 0; i < R; i++) {
         UNROLL for (int j = 0; j < V; j++) {
             if (tile.first) acc[i][j] = splat_int(tile.start[i]);
