@@ -398,13 +398,15 @@ def embedding(table: Tensor, ids: Tensor) -> Tensor:
     return bind(P["embedding"], table, ids)
 
 
-def dropout(x: Tensor, p: float, *, seed: int, offset: int) -> Tensor:
-    """A share p of the values set to zero, the others divided by 1 - p. Which ones, follows from seed and offset."""
-    return bind(P["dropout"], x, p=p, seed=seed, offset=offset)
+def dropout(x: Tensor, p: float, *, seed: int, offset: int, start: Tensor | None = None) -> Tensor:
+    """A share p of the values set to zero, the others divided by 1 - p. Which ones, follows from seed and offset, or
+    seed and start + offset: start (1,), int64, where a captured step is to draw others each time."""
+    return bind(P["dropout"], x, start, p=p, seed=seed, offset=offset)
 
 
 def adamw_step(p: Tensor, g: Tensor, m: Tensor, v: Tensor, *, lr: float, beta1: float, beta2: float, eps: float,
-               weight_decay: float, step: int) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """One step of AdamW (Loshchilov & Hutter 2019), from 1: parameter, gradient, moments -> parameter, moments."""
+               weight_decay: float, step: int, donate: bool = False) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """One step of AdamW (Loshchilov & Hutter 2019), from 1: parameter, gradient, moments -> parameter, moments.
+    donate=True: p, m and v will not be used again, their memory may be written to."""
     settings = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "step": step}
-    return bind(P["adamw_step"], p, g, m, v, **settings)
+    return bind(P["adamw_step"], p, g, m, v, **settings, donate=donate)

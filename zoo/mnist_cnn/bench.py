@@ -16,7 +16,8 @@ from zoo.core.tensor import tensor
 from zoo.mnist_cnn.config import CLASSES, SIDE
 from zoo.mnist_cnn.finetune import NEW, loss
 from zoo.mnist_cnn.model import MnistCNN
-from zoo.train import AdamW, gradients
+from zoo.train import AdamW
+from zoo.train.captured import CapturedLoss
 
 SEED, RATE, DECAY = 0, 1e-4, 0.05
 
@@ -40,15 +41,16 @@ def forward(batch: int, device: str = "cpu") -> Run:
 
 
 def train_step(batch: int, device: str = "cpu") -> Run:
-    """Forward with dropout, backward, AdamW; returns the loss, as the Learner reads it after every step."""
-    model = fresh(device).to(Autodiff(device_of(device))).train(Generator(SEED))
+    """Forward with dropout, backward, AdamW, as the Learner does them; returns the loss, which it reads."""
+    place, rng = device_of(device), Generator(SEED)
+    model = fresh(device).to(Autodiff(place)).train(rng)
     optimizer = AdamW(weight_decay=DECAY)
-    examples = tensor(pictures(batch), device=device), tensor(labels(batch), device=device)
+    examples, learned = (pictures(batch), labels(batch)), CapturedLoss(model, loss, place, rng)
 
     def run() -> float:
-        found = loss(model, examples)
+        found, grads = learned(examples)
         value = float(found)
-        optimizer.step(model, gradients(found, model), RATE)
+        optimizer.step(model, grads, RATE, donate=True)
         return value
 
     return run

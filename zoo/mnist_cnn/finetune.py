@@ -127,8 +127,9 @@ def finetune(
     )
     optimizer = AdamW(weight_decay=matrices_only(0.05))
     learner = training.learner(
-        model, train, loss=loss, optimizer=optimizer, validation=validation, metrics=metrics, export=write, quiet=quiet
-    )
+        model, train, loss=loss, optimizer=optimizer, validation=validation, metrics=metrics, capture=True,
+        export=write, quiet=quiet,
+    )  # fmt: skip
     training.fit(learner)
     best = accuracy(model, mnist.validation)
     test = None if mnist.test is None else accuracy(model, mnist.test)

@@ -27,7 +27,8 @@ class Dropout(Module):
                 "dropout has nothing to draw from", "training mode was set without a generator",
                 "model.train(zoo.random.Generator(seed))",
             )  # fmt: skip
-        return ops.dropout(x, self.p, seed=self.rng.seed, offset=self.rng.take(x.size))
+        rng = self.rng
+        return ops.dropout(x, self.p, seed=rng.seed, offset=rng.take(x.size), start=rng.start)
 
     def describe(self) -> str:
         return f"p {self.p:g}"

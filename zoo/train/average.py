@@ -9,6 +9,7 @@ from zoo.core.dtype import is_float
 from zoo.core.fusion import fused
 from zoo.core.tensor import Tensor
 from zoo.nn import Module
+from zoo.train.captured import copied
 
 
 @fused
@@ -32,7 +33,10 @@ class Average:
         self.steps += 1
         for path, tensor in model.state().items():
             new, old = tensor.to(device), self.values.get(path)
-            self.values[path] = new if old is None or not is_float(new.dtype) else _blend(old, new, share)
+            if old is None or not is_float(new.dtype):
+                self.values[path] = copied(new)  # the step that follows may write to it
+            else:
+                self.values[path] = _blend(old, new, share)
 
     def load(self, values: Mapping[str, Tensor], steps: int) -> None:
         self.values, self.steps = dict(values), steps

@@ -10,9 +10,20 @@ import numpy as np
 from zoo.core.tensor import Tensor
 
 
+def mapped(batch: Any, change: Callable[[np.ndarray], Any]) -> Any:
+    """The batch with change(array) for each of its arrays."""
+    if isinstance(batch, np.ndarray):
+        return change(batch)
+    if isinstance(batch, dict):
+        return {name: mapped(part, change) for name, part in batch.items()}
+    if isinstance(batch, tuple | list):
+        return tuple(mapped(part, change) for part in batch)
+    return batch
+
+
 def on_device(batch: Any, device: Any) -> Any:
     """The arrays of a batch as tensors; what is no array stays."""
-    return _mapped(batch, lambda array: Tensor(device.from_host(array), device))
+    return mapped(batch, lambda array: Tensor(device.from_host(array), device))
 
 
 def size(batch: Any) -> int:
@@ -25,7 +36,7 @@ def size(batch: Any) -> int:
 def take(batch: Any, which: np.ndarray) -> Any:
     """Some rows of a batch. Arrays of other lengths than most stay whole: they are no rows."""
     n = size(batch)
-    return _mapped(batch, lambda array: array[which] if array.ndim and len(array) == n else array)
+    return mapped(batch, lambda array: array[which] if array.ndim and len(array) == n else array)
 
 
 def arrays(batch: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
@@ -35,13 +46,3 @@ def arrays(batch: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
     elif isinstance(batch, dict | tuple | list):
         for key, part in batch.items() if isinstance(batch, dict) else enumerate(batch):
             yield from arrays(part, f"{path}.{key}" if path else str(key))
-
-
-def _mapped(batch: Any, change: Callable[[np.ndarray], Any]) -> Any:
-    if isinstance(batch, np.ndarray):
-        return change(batch)
-    if isinstance(batch, dict):
-        return {name: _mapped(part, change) for name, part in batch.items()}
-    if isinstance(batch, tuple | list):
-        return tuple(_mapped(part, change) for part in batch)
-    return batch

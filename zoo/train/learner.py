@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,10 +20,12 @@ from zoo.core.stats import memory
 from zoo.core.tensor import Tensor
 from zoo.data.loader import Loader, stream
 from zoo.nn import Module
+from zoo.nn.module import is_trainable
 from zoo.nn.quantized import KINDS
 from zoo.train.average import Average
 from zoo.train.batch import on_device, size
 from zoo.train.best import best, given_up
+from zoo.train.captured import CapturedLoss, copied, in_place
 from zoo.train.diagnosis import REPORT, Finding, diagnose, write_finding
 from zoo.train.directory import BEST, RunDirectory, SaveEvery
 from zoo.train.gradients import clip_global_norm, finite, gradients
@@ -39,6 +41,7 @@ from zoo.train.watch import Epoch, Run, Step, Watcher, Watchers
 
 CHECK = 100  # steps after which ranks compare their weights: a sum of 1 GB takes about a second
 
+M = TypeVar("M", bound=Module)
 Loss = Callable[[Any, Any], Tensor]
 Metrics = Callable[[Any, Any], dict[str, Tensor]]
 
@@ -51,6 +54,10 @@ class Learner:
     (without metrics: the loss). `schedule` gives the learning rate of each step. clip: the largest global norm of the
     gradients. ema: decay of a moving average of the weights, which is then what is validated and what the model holds
     in the end.
+
+    capture: the loss depends on the batch's arrays, the weights and what dropout draws alone, and on no number or
+    branch of Python that changes: then, where device and optimizer can, a step is recorded and replayed, to the same
+    bits (zoo/train/captured.py).
 
     accumulate: batches per step, for the memory of one: their gradients are added, weighted by `counts`, how many
     entries the mean in `loss` is over in a batch (None: its rows). So a step has the gradient of one large batch also
@@ -88,6 +95,7 @@ class Learner:
         metrics: Metrics | None = None,
         clip: float | None = None,
         ema: float | None = None,
+        capture: bool = False,
         accumulate: int = 1,
         patience: int = 0,
         precision: str = "f32",
@@ -124,7 +132,8 @@ class Learner:
             fix = "Train the full weights; or an adapter beside them: --lora 8."
             raise ZooError("rounded weights are not trained", why, fix)
         self.device = model.device
-        self._live = self.precision.masters(model).to(Autodiff(self.device)).train(self.rng)
+        self._in_place = in_place(self.device, optimizer)
+        self._live = self._own(self.precision.masters(model)).to(Autodiff(self.device)).train(self.rng)
         self.ranks = ranks()
         self.ranks.share_cores(self.device)
         for loader in [data] if validation is None else [data, validation]:
@@ -135,6 +144,9 @@ class Learner:
         self._losses = [0.0, 0]  # sum and count of this epoch
         self._at: list[np.ndarray] = []  # the rows of each batch of the step at hand
         self._statistics = [(slot.holder, slot.key) for slot in self._live.slots().values() if slot.buffer]
+        self._captured: CapturedLoss | None = None
+        if capture and self._in_place and accumulate == 1 and not self._statistics:
+            self._captured = CapturedLoss(self._live, loss, self.device, self.rng)
 
     @property
     def mean_loss(self) -> float:
@@ -237,11 +249,11 @@ class Learner:
             self.rng.at(self.step * self.accumulate + i, whole.shares[i])
             weight = counts[i] / whole.count
             with self.precision.on(Autodiff(self.device)):
-                loss = self.loss(self._live, on_device(batch, self.device))
+                loss, pulled = self._learned(batch, weight)
                 value, seen = value + float(loss) * weight, seen + whole.shares[i].rows
                 if not math.isfinite(value):
                     break
-                for path, g in gradients(self.precision.scaled(loss, weight), self._live).items():
+                for path, g in pulled().items():
                     grads[path] = grads[path] + g if path in grads else g
         value = float(self.ranks.gather(value).sum())
         if not math.isfinite(value):
@@ -252,7 +264,7 @@ class Learner:
         if self.clip is not None or (self.watch.each and (self.step + 1) % self.log_every == 0):
             grads, norm = clip_global_norm(grads, math.inf if self.clip is None else self.clip)
         if self.precision.fits(finite(grads) if norm is None else math.isfinite(norm)):
-            self.optimizer.step(self._live, grads, lr)
+            self.optimizer.step(self._live, grads, lr, donate=self._in_place)
             if self.average is not None:
                 self.average.update(self._live, self.device)
         elif self.precision.exhausted:
@@ -260,6 +272,14 @@ class Learner:
             raise self._diverged(what, batches, whole.shares, before)
         self.step += 1
         return value, norm, whole.rows, whole.count
+
+    def _learned(self, batch: Any, weight: float) -> tuple[Tensor, Callable[[], dict[str, Tensor]]]:
+        """The loss of a batch, and what gives the gradients of so much of it."""
+        if self._captured is not None and weight == 1 and not self.precision.scales:
+            loss, found = self._captured(batch)
+            return loss, lambda: found
+        loss = self.loss(self._live, on_device(batch, self.device))
+        return loss, lambda: gradients(self.precision.scaled(loss, weight), self._live)
 
     def _end_epoch(self, stop: Stop) -> None:
         """Validates, reports, saves. A stop during validation leaves the epoch open: a resumed run validates again."""
@@ -310,8 +330,19 @@ class Learner:
         return self.ranks.means(sums, weights)
 
     def _refresh(self) -> None:
-        """Puts the weights of the run into the model: references, no copies."""
-        self.model.update(self._live.state() if self.average is None else self.average.values or self._live.state())
+        """Puts the weights of the run into the model: references, but for those that the next step writes to."""
+        if self.average is not None and self.average.values:
+            self.model.update(self.average.values)
+        else:
+            self.model.update(self._own(self._live.to(self.device)).state())
+
+    def _own(self, model: M) -> M:
+        """The model with what is trained in memory that nobody else has, where steps write to it."""
+
+        def own(module: Module, name: str, value: Any) -> Any:
+            return copied(value) if name[0] != "_" and is_trainable(module, name, value) else value
+
+        return model.rebuilt(own) if self._in_place else model
 
     # stopping and going on
 

@@ -38,6 +38,10 @@ class Optimizer:
     `memory` is the parameter's own dict."""
 
     settings: ClassVar[tuple[str, ...]] = ()
+    in_place: ClassVar[bool] = False
+    """Whether the rule, where it may, writes to the parameter's own memory on devices that can."""
+    donate = False
+    """Whether it may, in the step at hand."""
 
     def __init__(self, weight_decay: Decay = 0.0):
         self.weight_decay = weight_decay
@@ -46,10 +50,11 @@ class Optimizer:
     def move(self, p: Tensor, g: Tensor, memory: dict[str, Any], lr: float, decay: float) -> Tensor:
         raise NotImplementedError
 
-    def step(self, model: Module, gradients: Mapping[str, Tensor], lr: float) -> None:
+    def step(self, model: Module, gradients: Mapping[str, Tensor], lr: float, *, donate: bool = False) -> None:
         """Moves the parameters that have a gradient, in the model: one after the other, so that the old values of one
-        parameter only are in memory beside the new ones."""
-        slots = model.slots()
+        parameter only are in memory beside the new ones. donate: nobody else uses the old values of parameters and
+        moments, and their memory may be written to; faster, and less memory."""
+        slots, self.donate = model.slots(), donate
         for path, g in gradients.items():
             slot = slots[path]
             place, p = slot.value.device, slot.value.to(g.device)
@@ -125,6 +130,7 @@ class AdamW(Optimizer):
     corrected for their start at zero."""
 
     settings = ("betas", "eps")
+    in_place = True
 
     def __init__(self, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: Decay = 0.01):
         super().__init__(weight_decay)
@@ -136,7 +142,7 @@ class AdamW(Optimizer):
         memory["step"] += 1
         p, memory["exp_avg"], memory["exp_avg_sq"] = ops.adamw_step(
             p, g, memory["exp_avg"], memory["exp_avg_sq"], lr=lr, beta1=self.betas[0], beta2=self.betas[1],
-            eps=self.eps, weight_decay=decay, step=memory["step"],
+            eps=self.eps, weight_decay=decay, step=memory["step"], donate=self.donate,
         )  # fmt: skip
         return p
 

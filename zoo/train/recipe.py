@@ -179,6 +179,7 @@ class Training:
         validation: Loader | None = None,
         metrics: Metrics | None = None,
         counts: Callable[[Any], float] | None = None,
+        capture: bool = False,
         unit: str = "examples",
         export: Callable[[Any, Path], Any] | None = None,
         settings: Mapping[str, Any] | None = None,
@@ -192,7 +193,7 @@ class Training:
         writer = [] if self.config is None else [config.Writer(self.config)]
         made = Learner(
             model, rows, loss=loss, optimizer=optimizer, schedule=self.rates(self.total(rows)), validation=validation,
-            metrics=metrics, clip=self.clip or None, ema=self.ema or None, accumulate=self.accumulate,
+            metrics=metrics, clip=self.clip or None, ema=self.ema or None, capture=capture, accumulate=self.accumulate,
             patience=self.patience, precision=self.precision, counts=counts, unit=unit,
             out=None if self.estimate else self.out, keep=self.keep, save_every=self.save_every, export=export,
             seed=self.seed, settings={**self.settings(), **(settings or {})}, log_every=self.log_every,

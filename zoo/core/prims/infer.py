@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.core.dtype import bool_, is_float
+from zoo.core.dtype import bool_, int64, is_float
 from zoo.core.errors import DtypeError, ShapeError
 from zoo.core.prim import Meta
 
@@ -101,6 +101,13 @@ def same_dtype(*args: Any) -> None:
 def need_shape(what: str, got: Any, want: Shape, fix: str = "") -> None:
     if got is not None and tuple(got.shape) != tuple(want):
         raise ShapeError(f"{what} is {tuple(got.shape)}; {tuple(want)} was expected", fix)
+
+
+def need_start(start: Any) -> None:
+    """What is added to the offset of random numbers: one int64, or None."""
+    need_shape("start", start, (1,))
+    if start is not None and start.dtype != int64:
+        raise DtypeError(f"start is {start.dtype.name}; it must be int64", "Cast it: start.astype(zoo.int64).")
 
 
 def need_ndim(what: str, x: Any, ndim: int, layout: str) -> None:

@@ -304,18 +304,20 @@ def upsample(o, x, *, scale):
     return o.reshape(y, shape=(x.shape[0], *(n * s for n, s in zip(x.shape[1:-1], scale, strict=True)), x.shape[-1]))
 
 
-def _dropout_infer(x: Any, *, p: float, seed: int, offset: int) -> Meta:
+def _dropout_infer(x: Any, start: Any = None, *, p: float, seed: int, offset: int) -> Meta:
     infer.floats(x)
+    infer.need_start(start)
     if not 0 <= p < 1:
         raise ShapeError(f"p = {p}; the share that is dropped lies in [0, 1)")
     return Meta(tuple(x.shape), x.dtype)
 
 
-@composite(_dropout_infer, vjp=lambda o, g, x, y, **attrs: o.dropout(g, **attrs), keep="")
-def dropout(o, x, *, p, seed, offset):
+@composite(_dropout_infer, vjp=lambda o, g, x, start, y, **attrs: (o.dropout(g, start, **attrs), None), keep="1")
+def dropout(o, x, start=None, *, p, seed, offset):
     """x / (1 - p) with a share p of the values set to 0 (Srivastava et al. 2014); which, is a function of seed and
-    offset."""
-    kept = o.greater_equal(o.uniform(shape=tuple(x.shape), seed=seed, offset=offset, dtype=float32), p)
+    offset, or of seed and start + offset: start is one int64, or None."""
+    drawn = () if start is None else (start,)
+    kept = o.greater_equal(o.uniform(*drawn, shape=tuple(x.shape), seed=seed, offset=offset, dtype=float32), p)
     return o.where(kept, o.mul(x, 1 / (1 - p)), 0.0)
 
 
@@ -327,8 +329,9 @@ def _adamw_infer(p: Any, g: Any, m: Any, v: Any, **attrs: Any) -> tuple[Meta, Me
 
 
 @composite(_adamw_infer)
-def adamw_step(o, p, g, m, v, *, lr, beta1, beta2, eps, weight_decay, step):
-    """One step of AdamW (Loshchilov & Hutter 2019), `step` counted from 1. -> parameter, first and second moment."""
+def adamw_step(o, p, g, m, v, *, lr, beta1, beta2, eps, weight_decay, step, donate=False):
+    """One step of AdamW (Loshchilov & Hutter 2019), `step` counted from 1. -> parameter, first and second moment.
+    donate=True allows the kernel to write them into the memory of p, m and v."""
     dtype = m.dtype
     g, w = o.cast(g, dtype=dtype), o.cast(p, dtype=dtype)
     m = o.add(o.mul(m, beta1), o.mul(g, 1 - beta1))

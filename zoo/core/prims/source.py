@@ -1,4 +1,5 @@
-"""Ops that make values out of attributes. They have no arguments, hence no gradient."""
+"""Ops that make values out of attributes, and have no gradient. Random numbers have one argument, left out as a rule:
+what is added to their offset, where that is to change from replay to replay of a captured step."""
 
 from __future__ import annotations
 
@@ -16,6 +17,11 @@ def _made(*, shape: tuple[int, ...], dtype: object = float32, **attrs: object) -
     return Meta(tuple(shape), dtype)  # type: ignore[arg-type]
 
 
+def _drawn(start: Any = None, **attrs: Any) -> Meta:
+    infer.need_start(start)
+    return _made(**attrs)
+
+
 def _full(*, shape: tuple[int, ...], value: float, dtype: Any) -> Meta:
     infer.representable(value, dtype)
     return _made(shape=shape, dtype=dtype)
@@ -31,7 +37,7 @@ SOURCE = [
     Prim("full", Kind.SOURCE, _full, NO_GRADIENT),
     # iota: 0, 1, 2, ... along `axis`, repeated along the others
     Prim("iota", Kind.SOURCE, _iota, NO_GRADIENT, attrs={"axis": 0, "dtype": int32}),
-    # counter-based random numbers (zoo/core/random.py): a pure function of seed, offset and position
-    Prim("uniform", Kind.SOURCE, _made, NO_GRADIENT),
-    Prim("normal", Kind.SOURCE, _made, NO_GRADIENT),
+    # counter-based random numbers (zoo/core/random.py): a function of seed, position, and offset (+ start, an int64)
+    Prim("uniform", Kind.SOURCE, _drawn, NO_GRADIENT),
+    Prim("normal", Kind.SOURCE, _drawn, NO_GRADIENT),
 ]

@@ -145,6 +145,9 @@ class CpuBackend(NumpyBackend):
     def records(self) -> bool:
         return "capture" not in self.off
 
+    in_place = True
+    """Whether the optimizer's step with donate=True leaves the weights where they are, for what is captured to read."""
+
     def record(self, step: Callable[[], Any]) -> Replay | None:
         """Runs a step and keeps what it did (zoo/core/capture.py). One at a time is recorded."""
         if not self._recording.acquire(blocking=False):

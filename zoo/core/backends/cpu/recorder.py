@@ -29,9 +29,9 @@ from zoo.core.prim import Kind, Ops, Prim
 
 NATIVE = frozenset((
     "linear", "matmul", "qlinear", "qlinears", "qmatmul", "conv", "conv_bias_act", "qconv", "window_max", "window_sum",
-    "attention", "rope", "update_rows", "rms_norm", "layer_norm", "swiglu", "cast", "softmax", "log_softmax", "add",
-    "sub", "mul", "div", "maximum", "minimum", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh",
-    "exp",
+    "window_max_grad", "attention", "rope", "update_rows", "rms_norm", "layer_norm", "swiglu", "cast", "softmax",
+    "log_softmax", "cross_entropy", "cross_entropy_grad", "dropout", "sum", "add", "sub", "mul", "div", "maximum",
+    "minimum", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh", "exp", "activation_grad",
 ))  # fmt: skip
 """Ops whose cpu kernels, where they do not decline, only call native functions and look at arrays in other shapes."""
 

@@ -21,11 +21,13 @@ def iota(b: Any, *, shape: Any, axis: int, dtype: Any) -> Any:
     return b.xp.broadcast_to(b.xp.arange(shape[axis]).astype(dtype).reshape(along), shape)
 
 
-def uniform(b: Any, *, shape: Any, seed: int, offset: int, dtype: Any = float32) -> Any:
+def uniform(b: Any, start: Any = None, *, shape: Any, seed: int, offset: int, dtype: Any = float32) -> Any:
+    offset += 0 if start is None else int(start[0])
     return philox.uniform(b.xp, seed, offset, math.prod(shape)).reshape(shape).astype(dtype)
 
 
-def normal(b: Any, *, shape: Any, seed: int, offset: int, dtype: Any = float32) -> Any:
+def normal(b: Any, start: Any = None, *, shape: Any, seed: int, offset: int, dtype: Any = float32) -> Any:
+    offset += 0 if start is None else int(start[0])
     return philox.normal(b.xp, seed, offset, math.prod(shape)).reshape(shape).astype(dtype)
 
 

@@ -332,6 +332,9 @@ OTHERS = [
     Case("dropout", lambda x: ops.dropout(x, 0.3, seed=11, offset=3), lambda r: (r.f(5, 9),), _dropped,
          ulp(1, "times 1 / 0.7, which is rounded to float32 first"), nan=False),
           # a value that is dropped may be the NaN
+    Case("dropout[start]", lambda x, start: ops.dropout(x, 0.3, seed=11, offset=1, start=start),
+         lambda r: (r.f(5, 9), np.array([2], np.int64)), lambda x, start: _dropped(x),
+         ulp(1, "times 1 / 0.7, which is rounded to float32 first"), nan=False),
     Case("dropout[p = 0]", lambda x: ops.dropout(x, 0.0, seed=1, offset=0), lambda r: (r.f(5),), lambda x: x, EXACT),
     Case("dropout[empty]", lambda x: ops.dropout(x, 0.5, seed=1, offset=0), lambda r: (r.f(0, 3),), lambda x: x, EXACT),
     Case("adamw_step", lambda *a: ops.adamw_step(*a, **_ADAMW), _adamw_args, lambda *a: ref.adamw(*a, **_ADAMW),

@@ -74,11 +74,12 @@ def _widened(kernel: Callable[..., Any], *like: int | None) -> Callable[..., Any
 
 
 def _run(b: Any, op: str, shape: Any, dtype: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...],
-         numbers: tuple[float, ...] = (), settings: tuple[int, ...] = ()) -> None:  # fmt: skip
-    """`shape`: (rows, columns)."""
+         numbers: tuple[float, ...] = (), settings: tuple[int, ...] = ()) -> bool:  # fmt: skip
+    """`shape`: (rows, columns). False where the kernel met what it has no code for."""
     outs = tuple(bits(o) if o is not None and o.dtype in HALVES else o for o in outputs)
-    b.native.rows(op, shape[0], shape[1], STORAGE[dtype], inputs, outs, numbers, settings)
+    done: bool = b.native.rows(op, shape[0], shape[1], STORAGE[dtype], inputs, outs, numbers, settings)
     count(f"cpu.{op}")
+    return done
 
 
 def _rows(x: Any) -> tuple[int, int]:
@@ -186,7 +187,7 @@ def cast(b: Any, x: Any, *, dtype: Any) -> Any:
 
 
 def adamw_step(b: Any, p: Any, g: Any, m: Any, v: Any, *, lr: float, beta1: float, beta2: float, eps: float,
-               weight_decay: float, step: int) -> Any:  # fmt: skip
+               weight_decay: float, step: int, donate: bool = False) -> Any:  # fmt: skip
     if not _full(p, g, m, v):
         return NotImplemented
     numbers = (
@@ -199,7 +200,8 @@ def adamw_step(b: Any, p: Any, g: Any, m: Any, v: Any, *, lr: float, beta1: floa
         1 - lr * weight_decay,
         lr / (1 - beta1**step),
     )
-    out = tuple(empty(p.shape, F32) for _ in range(3))
+    in_place = donate and all(a.flags.c_contiguous and a.flags.writeable for a in (p, m, v))
+    out = (p, m, v) if in_place else tuple(empty(p.shape, F32) for _ in range(3))
     _run(b, "adamw", (1, p.size), F32, tuple(_words(a) for a in (p, g, m, v)), out, numbers)
     return out
 
@@ -227,8 +229,8 @@ def scatter_add(b: Any, x: Any, indices: Any, updates: Any) -> Any:
 
 
 def _random(name: str) -> Callable[..., Any]:
-    def kernel(b: Any, *, shape: Any, seed: int, offset: int, dtype: Any = F32) -> Any:
-        if dtype != F32 or 0 in shape:
+    def kernel(b: Any, start: Any = None, *, shape: Any, seed: int, offset: int, dtype: Any = F32) -> Any:
+        if dtype != F32 or 0 in shape or start is not None:
             return NotImplemented
         out = empty(tuple(shape), F32)
         _run(b, name, (1, out.size), F32, (), (out,), (), (seed & MASK, seed >> 32 & MASK, offset))
@@ -237,12 +239,12 @@ def _random(name: str) -> Callable[..., Any]:
     return kernel
 
 
-def dropout(b: Any, x: Any, *, p: float, seed: int, offset: int) -> Any:
+def dropout(b: Any, x: Any, start: Any = None, *, p: float, seed: int, offset: int) -> Any:
     if not _full(x):
         return NotImplemented
     out = empty(x.shape, F32)
     settings = (seed & MASK, seed >> 32 & MASK, offset)
-    _run(b, "dropout", (1, x.size), F32, (_words(x),), (out,), (p, 1 / (1 - p)), settings)
+    _run(b, "dropout", (1, x.size), F32, (_words(x), start), (out,), (p, 1 / (1 - p)), settings)
     return out
 
 
@@ -274,27 +276,30 @@ def logsumexp(b: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
     return y
 
 
-def _targets(logits: Any, targets: Any) -> Any:
-    """As the kernels take them; None if one is out of range, for numpy's kernel to say so."""
-    if targets.min() < 0 or targets.max() >= logits.shape[-1]:
-        return None
-    return np.ascontiguousarray(targets, dtype=np.int32)
+def _columns(targets: np.ndarray) -> np.ndarray:
+    """As the kernels take them; what is out of range stays so."""
+    if targets.dtype != int32:
+        targets = targets.astype(np.int64).clip(-1, MASK >> 1).astype(np.int32)
+    return np.ascontiguousarray(targets)
 
 
 def cross_entropy(b: Any, logits: Any, targets: Any) -> Any:
-    if not _full(logits) or (hits := _targets(logits, targets)) is None:
+    """Declines where a target is out of range, for numpy's kernel to say so."""
+    if not _full(logits):
         return NotImplemented
     y = empty(targets.shape, F32)
-    _run(b, "cross_entropy", _rows(logits), F32, (_words(logits), hits), (y,))
-    return y
+    inputs = (_words(logits), _columns(targets))
+    return y if _run(b, "cross_entropy", _rows(logits), F32, inputs, (y,)) else NotImplemented
 
 
 def cross_entropy_grad(b: Any, logits: Any, targets: Any, g: Any) -> Any:
-    if not _full(logits, g) or (hits := _targets(logits, targets)) is None:
+    if not _full(logits, g):
         return NotImplemented
     y = empty(logits.shape, F32)
-    _run(b, "cross_entropy_grad", _rows(logits), F32, (_words(logits), hits, _words(g)), (y,))
-    return y
+    g = g[(slice(1),) * g.ndim].reshape(1) if not any(g.strides) else _words(g)  # of a mean, one number for all
+    inputs = (_words(logits), _columns(targets), g)
+    done = _run(b, "cross_entropy_grad", _rows(logits), F32, inputs, (y,), (), (g.size,))
+    return y if done else NotImplemented
 
 
 def topk(b: Any, x: Any, *, k: int) -> Any:
@@ -386,7 +391,7 @@ def group_norm_grad(b: Any, x: Any, weight: Any, g: Any, *, groups: int, eps: fl
 
 
 def sum_(b: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
-    if x.size < b.small or not _full(x) or not x.flags.c_contiguous:
+    if not _full(x) or not x.flags.c_contiguous:
         return NotImplemented
     axes = infer.axes_tuple(axis, x.ndim)
     if not axes or axes[-1] == x.ndim - 1 or axes != tuple(range(axes[0], axes[-1] + 1)):

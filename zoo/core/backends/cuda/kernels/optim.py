@@ -11,7 +11,7 @@ from zoo.core.stats import count
 
 
 def adamw_step(b: Any, p: Any, g: Any, m: Any, v: Any, *, lr: float, beta1: float, beta2: float, eps: float,
-               weight_decay: float, step: int) -> Any:  # fmt: skip
+               weight_decay: float, step: int, donate: bool = False) -> Any:  # fmt: skip
     if not stored(p, g, m, v) or m.dtype != float32 or v.dtype != float32:
         return NotImplemented
     out = b.xp.empty(p.shape, p.dtype), b.xp.empty(p.shape, float32), b.xp.empty(p.shape, float32)

@@ -28,16 +28,16 @@ def _run(
 
 
 def _random(name: str) -> Any:
-    def kernel(b: Any, *, shape: Any, seed: int, offset: int, dtype: Any = float32) -> Any:
-        if dtype not in STORED or 0 in shape:
+    def kernel(b: Any, start: Any = None, *, shape: Any, seed: int, offset: int, dtype: Any = float32) -> Any:
+        if dtype not in STORED or 0 in shape or start is not None:
             return NotImplemented
         return _run(b, name, b.xp.empty(tuple(shape), dtype), (), seed, offset)
 
     return kernel
 
 
-def dropout(b: Any, x: Any, *, p: float, seed: int, offset: int) -> Any:
-    if not stored(x):
+def dropout(b: Any, x: Any, start: Any = None, *, p: float, seed: int, offset: int) -> Any:
+    if not stored(x) or start is not None:
         return NotImplemented
     return _run(b, "dropout", b.xp.empty(x.shape, x.dtype), packed(b, x), seed, offset, real(p, 1 / (1 - p)))
 

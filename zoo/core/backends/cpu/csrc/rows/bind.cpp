@@ -4,6 +4,14 @@
 #include <algorithm>
 
 namespace zoo {
+
+template <>
+struct Kept<Rows> {
+    Rows args;
+    Kept(const Rows& a, Recording& r) : args(a) { args.strange = &r.strange; }
+    const Rows& get() const { return args; }
+};
+
 namespace {
 
 struct Op {
@@ -30,12 +38,14 @@ struct Flat {
     }
 };
 
-void rows(const char* name, i64 rows, i64 columns, int storage, nb::tuple in, nb::tuple out, nb::tuple x, nb::tuple k) {
+bool rows(const char* name, i64 rows, i64 columns, int storage, nb::tuple in, nb::tuple out, nb::tuple x, nb::tuple k) {
     const Op* op = nullptr;
     for (const Op& o : OPS)
         if (std::strcmp(o.name, name) == 0) op = &o;
     check(op && rows >= 0 && columns >= 0 && storage >= 0 && storage <= 2, "unknown op or sizes");
+    int strange = 0;
     Rows job{};
+    job.strange = &strange;
     job.rows = rows, job.columns = columns, job.storage = storage;
     check(x.size() <= 8 && k.size() <= 4, "too many numbers");
     for (size_t i = 0; i < x.size(); i++) job.x[i] = nb::cast<double>(x[i]);
@@ -68,6 +78,7 @@ void rows(const char* name, i64 rows, i64 columns, int storage, nb::tuple in, nb
                 case 'm': array.open(object, writes, "f", job.k[0] * job.k[1]); break;
                 case 'a': array.open(object, writes, "f", job.k[0]); break;
                 case 'h': array.open(object, writes, storage ? "H" : "f", job.k[0]); break;
+                case 'o': array.open(object, writes, "lq", 1); break;
                 case 'v': array.open(object, writes, "f", rows * job.k[0]); break;
                 default: array.open(object, writes, "i", rows * job.k[0]);
             }
@@ -84,6 +95,7 @@ void rows(const char* name, i64 rows, i64 columns, int storage, nb::tuple in, nb
     }
     check(at == out.size(), "wrong number of outputs");
     run(kernels().rows->*op->kernel, job);
+    return !strange;
 }
 
 void windows(nb::handle x_, nb::handle y_, nb::handle g_, nb::handle dx_, std::array<i64, 2> window, std::array<i64, 2> stride,
@@ -150,7 +162,7 @@ void place(nb::handle x_, nb::handle update_, nb::handle positions_) {
 void bind_rows(nb::module_& m) {
     m.def("rows", rows, nb::arg("op"), nb::arg("rows"), nb::arg("columns"), nb::arg("storage"), nb::arg("inputs"), nb::arg("outputs"),
           nb::arg("numbers") = nb::tuple(), nb::arg("settings") = nb::tuple(),
-          "Runs a kernel of csrc/rows/table.h, which says what each takes.");
+          "Runs a kernel of csrc/rows/table.h, which says what each takes. False if it met what it has no code for.");
     m.def("move", move, nb::arg("x"), nb::arg("y"), "y[...] = x for views of one shape whose last axes are contiguous.");
     m.def("place", place, nb::arg("x"), nb::arg("update"), nb::arg("positions"),
           "x[b, positions[b] + l] = update[b, l], both contiguous; rows outside x are left out.");

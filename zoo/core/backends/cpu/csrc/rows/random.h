@@ -70,7 +70,8 @@ void uniform(const Rows& r) {
 
 // x / (1 - p) where the stream's value is at least p, else 0.
 void dropout(const Rows& r) {
-    const Stream stream(r);
+    Stream stream(r);
+    if (r.in[1]) stream.block += (uint64_t)*static_cast<const int64_t*>(r.in[1]);
     const float *const x = floats(r, 0), p = (float)r.x[0], scale = (float)r.x[1];
     float* const y = floats_out(r, 0);
     in_blocks(r.rows * r.columns, GRAIN, [&](i64 begin, i64 end) {

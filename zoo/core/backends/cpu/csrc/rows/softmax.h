@@ -89,10 +89,19 @@ void normalised_grad(const Rows& r) {
 void softmax_grad(const Rows& r) { normalised_grad<false>(r); }
 void log_softmax_grad(const Rows& r) { normalised_grad<true>(r); }
 
-// -log softmax(x)[target]; the targets are within the row.
+// Whether the row's target is one of its columns.
+INLINE bool within(const Rows& r, i64 row) {
+    const int32_t target = static_cast<const int32_t*>(r.in[1])[row];
+    if (target >= 0 && target < r.columns) return true;
+    __atomic_store_n(r.strange, 1, __ATOMIC_RELAXED);
+    return false;
+}
+
+// -log softmax(x)[target]
 void cross_entropy(const Rows& r) {
     const int32_t* const target = static_cast<const int32_t*>(r.in[1]);
     each_row(r, [&](i64 row) {
+        if (!within(r, row)) return;
         const float* const x = floats(r, 0) + row * r.columns;
         floats_out(r, 0)[row] = row_logsumexp<F32>(x, r.columns) - x[target[row]];
     });
@@ -102,7 +111,8 @@ void cross_entropy(const Rows& r) {
 void cross_entropy_grad(const Rows& r) {
     const int32_t* const target = static_cast<const int32_t*>(r.in[1]);
     each_row(r, [&](i64 row) {
-        const float *const x = floats(r, 0) + row * r.columns, g = floats(r, 2)[row];
+        if (!within(r, row)) return;
+        const float *const x = floats(r, 0) + row * r.columns, g = floats(r, 2)[r.k[0] > 1 ? row : 0];
         float* const y = floats_out(r, 0) + row * r.columns;
         const auto keep = [&](i64 j, i64 n, vf v) INLINE_LAMBDA { store_first(y + j, v, n); };
         const float share = 1.0f / row_powers<F32>(x, r.columns, row_maximum<F32>(x, r.columns), keep);

@@ -7,7 +7,7 @@ namespace zoo {
 //   e  rows * columns values as stored (float32, or 16-bit words)     b  rows * columns bytes of 0 and 1
 //   f  rows * columns float32      c  columns float32     r  rows float32     i  rows int32
 //   s  k[0] * columns float32      m  k[0] * k[1] float32     a  k[0] float32     h  k[0] values as stored
-//   v  rows * k[0] float32         p  rows * k[0] int32
+//   v  rows * k[0] float32         p  rows * k[0] int32      o  one int64
 #define ROWS_OPS(X)                                                                                                      \
     X(unary, "e>e")                     /* k: function */                                                                \
     X(activation_grad, "ee>e")          /* value, g; k: activation */                                                    \
@@ -21,14 +21,14 @@ namespace zoo {
     X(adamw, "ffff>fff")                /* p, g, m, v; x: see adamw() */                                                 \
     X(uniform, ">f")                    /* k: seed, offset */                                                            \
     X(normal, ">f")                     /* k: seed, offset */                                                            \
-    X(dropout, "f>f")                   /* x: p, 1 / (1 - p); k: seed, offset */                                         \
+    X(dropout, "fo?>f")                 /* x, what is added to offset; x: p, 1 / (1 - p); k: seed, offset */             \
     X(softmax, "e>e")                                                                                                    \
     X(softmax_grad, "ee>e")             /* y, g */                                                                       \
     X(log_softmax, "e>e")                                                                                                \
     X(log_softmax_grad, "ee>e")         /* y, g */                                                                       \
     X(logsumexp, "f>r")                                                                                                  \
     X(cross_entropy, "fi>r")            /* logits, targets */                                                            \
-    X(cross_entropy_grad, "fir>f")      /* logits, targets, g */                                                         \
+    X(cross_entropy_grad, "fia>f")      /* logits, targets, g; k: how many g there are, one for all rows or one each */  \
     X(rms_norm, "ec>e")                 /* x: eps */                                                                     \
     X(rms_norm_grad, "fcf>fc")          /* x, weight, g -> of x, of weight; x: eps */                                    \
     X(layer_norm, "ec?c?>e")            /* x: eps */                                                                     \
@@ -48,6 +48,7 @@ struct Rows {
     void* out[3];
     double x[8];
     i64 k[4];
+    int* strange;  // set by a kernel that met what it has no code for: a target that is no column
 };
 
 // Runs of bytes from one place to another, along up to 8 axes; a source stride of 0 repeats.
