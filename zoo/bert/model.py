@@ -26,7 +26,7 @@ class Embeddings(Module):
         first = self.first_position
         positions = self.position_embeddings.weight[first : first + ids.shape[1]]
         sentence = self.token_type_embeddings.weight[0] if types is None else self.token_type_embeddings(types)
-        x = self.word_embeddings(ids).astype(float32) + sentence + positions
+        x = self.entering(self.word_embeddings(ids)) + sentence + positions
         return self.LayerNorm(x)
 
 
@@ -119,4 +119,4 @@ class Bert(Module):
         if mask is not None:
             B, L = mask.shape
             bias = ops.log(mask.astype(float32)).reshape(B, 1, 1, L)  # 0 where there is a token, else -inf
-        return self.encoder(self.embeddings(ids, types), bias)
+        return self.leaving(self.encoder(self.embeddings(ids, types), bias))

@@ -62,7 +62,7 @@ def hidden(module: Any, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
     with torch.no_grad():
         given = {"input_ids": torch.tensor(ids.astype(np.int64)), "attention_mask": torch.tensor(mask)}
-        return module(**given).last_hidden_state.numpy()
+        return module(**given).last_hidden_state.float().numpy()
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from zoo.core.device import device as device_of
-from zoo.core.dtype import is_float
+from zoo.core.dtype import compute_dtype, is_float
 from zoo.core.errors import NotDifferentiable, ShapeError, ZooError
 from zoo.core.prim import NO_GRADIENT, Kind, Meta, Ops, Prim
 from zoo.core.prims.view import sum_to
@@ -146,6 +146,10 @@ class Autodiff:
 
     def to_host(self, handle: Any) -> np.ndarray:
         return self.inner.to_host(self.value(handle))
+
+    def activations(self, weights: np.dtype) -> np.dtype:
+        """Gradients of half precision would vanish: what may be narrow in training, zoo/train/precision.py says."""
+        return compute_dtype(weights)
 
     def sync(self) -> None:
         self.inner.sync()

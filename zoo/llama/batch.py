@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from zoo.core.dtype import float32
 from zoo.core.errors import ZooError
 from zoo.core.random import Generator
 from zoo.llama.cache import Cache
@@ -25,14 +24,15 @@ def generate_batch(
     max_tokens: int,
     stops: frozenset[int] = frozenset(),
     seed: int = 0,
-    cache_dtype: Any = float32,
+    cache_dtype: Any = None,
     ended: set[int] | None = None,
 ) -> Iterator[tuple[int, int]]:
     """(row, token id) as they come: to each of `prompts` what `generate` gives for it alone with `seed` + its row, up
     to the order of additions. Shorter prompts are padded on the left, which nothing looks at.
 
     A row ends by itself, and whoever asks may end one by adding it to `ended`. Those that have ended are computed
-    along until all have. Raises ZooError as `generate` does.
+    along until all have. cache_dtype: in which keys and values are kept; None: as they come.
+    Raises ZooError as `generate` does.
     """
     if max_tokens < 1:
         raise ZooError("there is nothing to write", f"{max_tokens} tokens are to be written", "Ask for at least 1.")
@@ -40,7 +40,8 @@ def generate_batch(
     longest = max(map(len, prompts))
     starts = [longest - len(prompt) for prompt in prompts]
     ids = np.array([[0] * start + list(prompt) for start, prompt in zip(starts, prompts, strict=True)], np.int32)
-    cache = Cache(model.config, batch=len(ids), capacity=longest + max(limits), dtype=cache_dtype, device=model.device)
+    kept = model.activations if cache_dtype is None else cache_dtype
+    cache = Cache(model.config, batch=len(ids), capacity=longest + max(limits), dtype=kept, device=model.device)
     rngs = [Generator(seed + row) for row in range(len(ids))]
     generated: list[list[int]] = [[] for _ in prompts]
     ended = set() if ended is None else ended

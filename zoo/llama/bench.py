@@ -86,7 +86,7 @@ def fresh(model: str, format: str, device: str) -> Llama:
 def decode(model: str, format: str, device: str = "cpu") -> Run:
     """WRITTEN tokens after SEEN others, one by one; the logits of the last."""
     llama = fresh(model, format, device)
-    cache = Cache(llama.config, capacity=SEEN + WRITTEN, device=llama.device)
+    cache = Cache(llama.config, capacity=SEEN + WRITTEN, dtype=llama.activations, device=llama.device)
     text = ids(SEEN + WRITTEN)
     forward(llama, text[:SEEN], cache)
 
@@ -102,7 +102,7 @@ def decode(model: str, format: str, device: str = "cpu") -> Run:
 def prompt(model: str, format: str, tokens: int, device: str = "cpu") -> Run:
     """The logits of the token after a prompt."""
     llama = fresh(model, format, device)
-    cache = Cache(llama.config, capacity=tokens, device=llama.device)
+    cache = Cache(llama.config, capacity=tokens, dtype=llama.activations, device=llama.device)
     text = ids(tokens)
 
     def run() -> Any:
@@ -134,7 +134,7 @@ def train_step(model: str, batch: int, tokens: int, device: str = "cpu") -> Run:
 def work(shape: str, format: str, new: int, before: int, logits: int, passes: int) -> dict[str, Any]:
     """A case's flops and floor_bytes for `new` tokens behind `before` others, of which `logits` get theirs: two
     operations for each weight of a product, four for each number of a key that a query sees; the weights read in each
-    of the `passes`, the keys and values (float32) that each pass finds."""
+    of the `passes`, the keys and values (float32, as on processors) that each pass finds."""
     c = SHAPES[shape]
     q, kv = c.hidden_size, c.hidden_size * int(c.num_key_value_heads or c.num_attention_heads) // c.num_attention_heads
     layers = c.num_hidden_layers * c.hidden_size * (2 * q + 2 * kv + 3 * c.intermediate_size)

@@ -34,8 +34,8 @@ class Rows:
         """Writes x (B, L, H_kv, D) from positions (B,) on."""
         self.stored = ops.update_rows(self.stored, x.astype(self.stored.dtype), positions, donate=True)
 
-    def first(self, count: int) -> Tensor:
-        """(B, count, H_kv, D), in the dtype that is stored."""
+    def first(self, count: int, like: Tensor) -> Tensor:
+        """(B, count, H_kv, D), in the dtype that is stored; of whole numbers, in that of `like`."""
         return self.stored[:, :count]
 
     def grow(self, capacity: int) -> None:
@@ -44,7 +44,7 @@ class Rows:
 
 class Int8Rows(Rows):
     """The same in 8 bits: a vector is 127 steps to each side, and a float32 that says how long a step is. Attention
-    reads float32, so that all of it is written out anew for every token: this saves memory and costs time."""
+    reads floating point, so that all of it is written out anew for every token: this saves memory and costs time."""
 
     def __init__(self, shape: tuple[int, ...], device: Any):
         super().__init__(shape, int8, device)
@@ -59,8 +59,8 @@ class Int8Rows(Rows):
         super().put(ops.round(x / ops.where(step > 0, step, 1.0)), positions)
         self.scales.put(step, positions)
 
-    def first(self, count: int) -> Tensor:
-        return self.stored[:, :count].astype(float32) * self.scales.first(count)
+    def first(self, count: int, like: Tensor) -> Tensor:
+        return (self.stored[:, :count].astype(float32) * self.scales.stored[:, :count]).astype(like.dtype)
 
     def grow(self, capacity: int) -> None:
         super().grow(capacity)
@@ -95,14 +95,14 @@ class LayerCache:
         assert place.positions is not None, "Cache.begin says where"
         self.keys.put(k, place.positions)
         self.values.put(v, place.positions)
-        return self.keys.first(place.window), self.values.first(place.window), place.lengths
+        return self.keys.first(place.window, k), self.values.first(place.window, v), place.lengths
 
 
 class Cache:
     """Of all layers. `tokens` are those whose keys and values it holds, where `generate` put them there."""
 
     def __init__(self, config: LlamaConfig, *, batch: int = 1, capacity: int = 0, dtype: Any = float32, device: Any):
-        """dtype: in which they are kept: float32, float16, bfloat16, or int8."""
+        """dtype: in which they are kept: float32, float16, bfloat16, or int8; `model.activations` is how they come."""
         shape = (batch, capacity, config.num_key_value_heads or 0, config.head_dim or 0)
         self.place = Place()
         self.layers = [LayerCache(shape, dtype_of(dtype), device, self.place) for _ in range(config.num_hidden_layers)]

@@ -108,7 +108,7 @@ def windows(tokens: int, context: int, stride: int) -> Iterator[tuple[int, int, 
 def _window(model: Llama, ids: Sequence[int], first: int) -> float:
     """Sum of -log p of ids[first:], each given all before it; in pieces, since logits take much memory."""
     device = model.device
-    cache = Cache(model.config, capacity=len(ids) - 1, device=device)
+    cache = Cache(model.config, capacity=len(ids) - 1, dtype=model.activations, device=device)
 
     def on_device(part: Sequence[int]) -> Tensor:
         return Tensor(device.from_host(np.array([part], dtype=np.int32)), device)

@@ -56,7 +56,8 @@ def generate(
         max_tokens = min(max_tokens, room(model, len(text)))
     text = shifted(text, context)
     if cache is None:
-        cache = Cache(model.config, capacity=min(len(text) + max_tokens, context), device=model.device)
+        capacity = min(len(text) + max_tokens, context)
+        cache = Cache(model.config, capacity=capacity, dtype=model.activations, device=model.device)
     forget_stale(model, cache)
     cache.truncate(min(common(cache.tokens, text), len(text) - 1))  # at least one token must go through the model
     rng, generated, guesses = random.Generator(seed), list[int](), list[int]()

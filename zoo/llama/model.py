@@ -12,7 +12,6 @@ import numpy as np
 
 from zoo.core import ops
 from zoo.core.device import root
-from zoo.core.dtype import float32
 from zoo.core.tensor import Tensor
 from zoo.llama.cache import Cache, LayerCache
 from zoo.llama.config import LlamaConfig
@@ -126,11 +125,11 @@ class Llama(Module):
 
     def run(self, ids: Tensor, rope: Rope, cache: Cache | None, bias: Tensor | None, last: int) -> Tensor:
         """The pass itself, in tensors alone: `rope` turns to the tokens' positions, the cache knows their place."""
-        x = self.model.embed_tokens(ids).astype(float32)  # weights may be stored narrower; sums are float32
+        x = self.entering(self.model.embed_tokens(ids))
         call = recomputed if self.recompute else Layer.__call__
         for i, layer in enumerate(self.model.layers):
             x = call(layer, x, rope, None if cache is None else cache.layers[i], bias)
-        x = self.model.norm(x[:, -last:] if last else x)
+        x = self.model.norm(self.leaving(x[:, -last:] if last else x))
         if self.config.tie_word_embeddings:
             return self.model.embed_tokens.head(x)  # type: ignore[attr-defined]
         return self.lm_head(x)

@@ -31,7 +31,7 @@ def run(
     stop: list[str] | None = None,
     chat: bool = False,
     system: str = "",
-    cache: Literal["f32", "f16", "bf16", "int8"] = "f32",
+    cache: Literal["f32", "f16", "bf16", "int8"] | None = None,
     overflow: Literal["stop", "shift"] = "stop",
     lookup: int = 0,
     draft: str | None = None,
@@ -52,7 +52,8 @@ def run(
     stop: end before this text; may be given several times
     chat: a conversation by the model's own chat template; with a prompt, one answer
     system: what the conversation begins with
-    cache: how keys and values are kept; int8 takes a quarter of f32's memory, and longer
+    cache: how keys and values are kept; int8 takes a quarter of f32's memory, and longer; without it, as they come:
+        f32, and on a GPU as the weights
     overflow: where the context is full, stop, or shift: forget the oldest half but the first tokens, and go on
     lookup: guess so many tokens by what followed the same words before; the text stays what it is
     draft: a smaller checkpoint with the same tokenizer, which guesses tokens; the text stays what it is
@@ -76,7 +77,8 @@ def run(
         why = "--lookup, --draft and --overflow shift are for one text at a time"
         raise ZooError(f"cannot continue {len(texts)} texts like that", why, "Leave them out, or give one prompt.")
     proposer = _proposer(model, tokenizer, lookup, draft)
-    writer = Writer(model, tokenizer, sampling, max_tokens, tuple(stop or ()), seed, DTYPES[cache], proposer, overflow)
+    kept = None if cache is None else DTYPES[cache]
+    writer = Writer(model, tokenizer, sampling, max_tokens, tuple(stop or ()), seed, kept, proposer, overflow)
     if chat and texts == [""] and sys.stdin.isatty():
         from zoo.llama.chat import converse
 

@@ -67,7 +67,7 @@ class Draft(Proposer):
         """`vocabulary` is that of the model which decides: tokens beyond it are no guesses."""
         super().__init__()
         self.model, self.vocabulary, self.count = model, vocabulary, count
-        self.cache = Cache(model.config, device=model.device)
+        self.cache = Cache(model.config, dtype=model.activations, device=model.device)
 
     def _guess(self, text: Sequence[int], most: int) -> list[int]:
         most = min(most, self.count, self.model.config.max_position_embeddings - len(text))

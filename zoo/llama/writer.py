@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from zoo.core.dtype import float32
 from zoo.core.stats import peak_memory
 from zoo.llama.batch import generate_batch
 from zoo.llama.cache import Cache
@@ -77,7 +76,8 @@ class Writer:
     max_tokens: int
     stop: tuple[str, ...] = ()
     seed: int = 0
-    cache_dtype: Any = float32
+    cache_dtype: Any = None
+    """In which keys and values are kept; None: as they come."""
     proposer: Proposer | None = None
     overflow: Overflow = "stop"
     cache: Cache | None = None
@@ -91,7 +91,8 @@ class Writer:
             limit = min(limit, room(self.model, len(ids)))
         if self.cache is None:
             capacity = min(len(ids) + limit, context)
-            self.cache = Cache(self.model.config, capacity=capacity, dtype=self.cache_dtype, device=self.model.device)
+            dtype = self.model.activations if self.cache_dtype is None else self.cache_dtype
+            self.cache = Cache(self.model.config, capacity=capacity, dtype=dtype, device=self.model.device)
         answer.cached = max(min(common(self.cache.tokens, ids), len(ids) - 1), 0)
         guessed = (self.proposer.offered, self.proposer.right) if self.proposer is not None else (0, 0)
         tokens = generate(self.model, ids, self.sampling, max_tokens=limit, stops=self.tokenizer.stops, seed=self.seed,

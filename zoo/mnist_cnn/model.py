@@ -27,7 +27,7 @@ class MnistCNN(Module):
         self.fc2 = Linear(config.hidden_size, CLASSES)
 
     def __call__(self, pictures: Tensor) -> Tensor:
-        x = ops.expand_dims((pictures - MEAN) / STD, -1)  # (B, 28, 28, 1)
+        x = self.entering(ops.expand_dims((pictures - MEAN) / STD, -1))  # (B, 28, 28, 1)
         # relu after pooling: the same numbers, of a quarter of the values
         x = self.conv1(x)
         x = ops.relu(ops.max_pool(x, 2) if self.config.pool_after_conv1 else x)
@@ -35,4 +35,4 @@ class MnistCNN(Module):
         x = self.dropout1(x)  # (B, side, side, C)
         x = x.reshape(x.shape[0], -1)  # ordered (H, W, C); weights.py turns the published (C, H, W) round
         x = self.dropout2(self.fc1(x, activation="relu"))
-        return self.fc2(x)
+        return self.fc2(self.leaving(x))

@@ -63,9 +63,9 @@ class LoRA(Module):
         y = self.base(x) + self.lora_B(self.lora_A(x) * self.scale)
         if self.lora_magnitude_vector is not None:
             gain = self.lora_magnitude_vector / self._lengths()
-            y = y * gain
+            y = y * gain.astype(y.dtype)
             if self.base.bias is not None:  # it was in the base's result
-                y = y + self.base.bias.astype(float32) * (1.0 - gain)
+                y = y + (self.base.bias.astype(float32) * (1.0 - gain)).astype(y.dtype)
         y = y if residual is None else y + residual
         return y if activation is None else getattr(ops, activation)(y)
 

@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+import numpy as np
+
 from zoo.core.device import device as device_of
 from zoo.core.device import root
+from zoo.core.dtype import compute_dtype, float32, is_float
 from zoo.core.dtype import dtype as dtype_of
-from zoo.core.dtype import is_float
 from zoo.core.errors import DeviceError
 from zoo.core.prim import Meta
 from zoo.core.random import Generator
@@ -136,6 +138,27 @@ class Module:
             "it has no weights",
             "model.init(rng, device) or model.load(...) fills it.",
         )
+
+    # values that go through it
+
+    @property
+    def activations(self) -> np.dtype:
+        """The dtype in which values go through this model: what its device takes beside weights as the first one is
+        stored; in training that in which kernels calculate."""
+        for _, module in self.named_modules():
+            for name, part in _parts(vars(module)):
+                stored = isinstance(part, Tensor) and not isinstance(part, Param) and is_float(part.dtype)
+                if stored and name[0] != "_" and name not in module.buffers and name not in module.exact:
+                    return compute_dtype(part.dtype) if self.training else self.device.activations(part.dtype)
+        return float32
+
+    def entering(self, x: Tensor) -> Tensor:
+        """x, of floating point, as it goes through this model: see `activations`."""
+        return x.astype(self.activations) if is_float(x.dtype) else x
+
+    def leaving(self, x: Tensor) -> Tensor:
+        """x wide enough to be summed, compared and drawn from: what is in half precision becomes float32."""
+        return x.astype(compute_dtype(x.dtype))
 
     # filling and changing it
 

@@ -39,8 +39,9 @@ class ConvNorm(Module):
         return y if self.act is None else activation(self.act)(y)
 
     def fold(self) -> None:
-        """norm(conv(x)) as one convolution in float32: w * s and bias - mean * s, with s = weight / sqrt(var + eps).
-        Of a quantised one, the scales of its outputs are multiplied; with an adapter around it, the norm stays."""
+        """norm(conv(x)) as one convolution, worked out in float32: w * s and bias - mean * s, where s is
+        weight / sqrt(var + eps). The weight is then rounded to what goes through it. Of a quantised one, the scales of
+        its outputs are multiplied; with an adapter around it, the norm stays."""
         conv: Any = self.convolution
         if self.normalization is None or isinstance(conv, LoRA) or isinstance(conv.weight, Param):
             return
@@ -49,7 +50,7 @@ class ConvNorm(Module):
         if isinstance(conv, QuantizedConv2d):
             conv.scale = conv.scale * scale
         else:
-            conv.weight = conv.weight.astype("float32") * scale.reshape(-1, 1, 1, 1)
+            conv.weight = (conv.weight.astype("float32") * scale.reshape(-1, 1, 1, 1)).astype(self.activations)
         conv.bias = norm["bias"] - norm["running_mean"] * scale
         self.normalization = None
 
@@ -152,11 +153,11 @@ class ResNet(Module):
         self.classifier = Sequential(global_avg_pool, Linear(config.hidden_sizes[-1], config.num_labels))
 
     def __call__(self, pictures: Tensor) -> Tensor:
-        return self.classifier(self.features(pictures)[-1])
+        return self.classifier(self.leaving(self.features(pictures)[-1]))
 
     def features(self, pictures: Tensor) -> list[Tensor]:
         """What each stage gives: (B, H, W, hidden_sizes[i]), H and W halving from stage to stage."""
-        return self.resnet(pictures, recomputed if self.recompute else called)
+        return self.resnet(self.entering(pictures), recomputed if self.recompute else called)
 
     def prepare(self) -> ResNet:
         """For inference: every batch norm is folded into the convolution before it, in float32, and the weights are

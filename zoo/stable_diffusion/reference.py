@@ -91,33 +91,39 @@ def ours(model: StableDiffusion) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in found.items()}
 
 
-def theirs(directory: Path) -> dict[str, np.ndarray]:
-    """The same from the components of a published directory, by diffusers and transformers."""
+def theirs(directory: Path, stored: str = "float32", dtype: str = "float32") -> dict[str, np.ndarray]:
+    """The same from the components of a published directory, by diffusers and transformers, in `dtype`, with weights
+    rounded to `stored`."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    given = {name: torch.tensor(value.transpose(0, 3, 1, 2)) for name, value in inputs().items()}
+    def prepared(kind: Any, name: str) -> Any:
+        part = kind.from_pretrained(directory / name).eval()
+        return part.to(getattr(torch, stored)).to(getattr(torch, dtype))
+
+    def tensor_of(value: np.ndarray) -> Any:
+        return torch.tensor(value).to(getattr(torch, dtype))
+
+    given = {name: tensor_of(value.transpose(0, 3, 1, 2)) for name, value in inputs().items()}
     ids = torch.tensor(IDS.astype(np.int64))
     with torch.no_grad():
-        first = CLIPTextModel.from_pretrained(directory / "text_encoder").eval()(ids, output_hidden_states=True)
+        first = prepared(CLIPTextModel, "text_encoder")(ids, output_hidden_states=True)
         text, added = first.last_hidden_state, None
         if (directory / "text_encoder_2").is_dir():
-            second = CLIPTextModelWithProjection.from_pretrained(directory / "text_encoder_2").eval()(
-                ids, output_hidden_states=True
-            )
+            second = prepared(CLIPTextModelWithProjection, "text_encoder_2")(ids, output_hidden_states=True)
             text = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-            added = {"text_embeds": second.text_embeds, "time_ids": torch.tensor(SIZES)}
-        unet = UNet2DConditionModel.from_pretrained(directory / "unet").eval()
+            added = {"text_embeds": second.text_embeds, "time_ids": tensor_of(SIZES)}
+        unet = prepared(UNet2DConditionModel, "unet")
         noise = unet(given["latents"], torch.tensor(TIMESTEPS), text, added_cond_kwargs=added).sample
-        vae = AutoencoderKL.from_pretrained(directory / "vae").eval()
+        vae = prepared(AutoencoderKL, "vae")
         latents = vae.encode(given["pixels"]).latent_dist
         pictures = {"noise": noise, "mean": latents.mean, "log_variance": latents.logvar,
                     "decoded": vae.decode(given["z"]).sample}  # fmt: skip
-    found = {name: value.numpy().transpose(0, 2, 3, 1) for name, value in pictures.items()}
-    found["text"] = text.numpy()
+    found = {name: value.float().numpy().transpose(0, 2, 3, 1) for name, value in pictures.items()}
+    found["text"] = text.float().numpy()
     if added is not None:
-        found["pooled"] = added["text_embeds"].numpy()
+        found["pooled"] = added["text_embeds"].float().numpy()
     return found
 
 

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from zoo.core import ops
-from zoo.core.dtype import float32
 from zoo.core.errors import WeightsError
 from zoo.core.tensor import Tensor
 from zoo.hub import refs
@@ -82,7 +81,7 @@ class Encoder(Module):
         self.layers = Sequential(*layers)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        return self.layers((pixels + 1) * 0.5)  # it was trained on 0 ... 1
+        return self.leaving(self.layers(self.entering((pixels + 1) * 0.5)))  # it was trained on 0 ... 1
 
 
 class Decoder(Module):
@@ -95,7 +94,7 @@ class Decoder(Module):
         self.layers = Sequential(*layers)
 
     def __call__(self, latents: Tensor) -> Tensor:
-        return self.layers(ops.tanh(latents * (1 / 3)) * 3) * 2 - 1
+        return self.leaving(self.layers(self.entering(ops.tanh(latents * (1 / 3)) * 3))) * 2 - 1
 
 
 class TinyVae(Module):
@@ -108,12 +107,12 @@ class TinyVae(Module):
 
     def encode(self, pixels: Tensor) -> Moments:
         """pixels (B, H, W, 3) in -1 ... 1. It is sure of its latents: their variance is the least that there is."""
-        mean = self.encoder(pixels.astype(float32))
+        mean = self.encoder(pixels)
         return Moments(mean, ops.full(mean.shape, LOG_VARIANCES[0], device=mean.device))
 
     def decode(self, latents: Tensor) -> Tensor:
         """latents (B, h, w, latent_channels) -> pixels (B, 8h, 8w, 3), about -1 ... 1."""
-        return self.decoder(latents.astype(float32))
+        return self.decoder(latents)
 
 
 def _conv(inputs: int, outputs: int, **settings: Any) -> Conv2d:

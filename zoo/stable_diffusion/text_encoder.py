@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from zoo.core import ops
-from zoo.core.dtype import float32, int32
+from zoo.core.dtype import int32
 from zoo.core.tensor import Tensor
 from zoo.nn import Embedding, LayerNorm, Linear, Module, Param, activation, init
 from zoo.stable_diffusion.config import TextConfig
@@ -73,8 +73,7 @@ class Embeddings(Module):
             table.weight = Param(table.weight.shape, init.normal(0.02))
 
     def __call__(self, ids: Tensor) -> Tensor:
-        x = self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
-        return x.astype(float32)  # weights may be stored narrower; sums are float32
+        return self.entering(self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]])
 
 
 class Encoder(Module):
@@ -109,7 +108,7 @@ class TextEncoder(Module):
         for layer in layers[: len(layers) - skip]:
             penultimate, x = x, layer(x)
         hidden = self.text_model.final_layer_norm(x)
-        return Encoded(hidden, penultimate, self._pooled(hidden, ids))
+        return Encoded(*map(self.leaving, (hidden, penultimate, self._pooled(hidden, ids))))
 
     def _pooled(self, hidden: Tensor, ids: Tensor) -> Tensor:
         B, L, D = hidden.shape

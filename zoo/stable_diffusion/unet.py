@@ -139,25 +139,27 @@ class UNet(Module):
     def __call__(
         self, latents: Tensor, timesteps: Tensor, text: Tensor | Sequence[KeysValues], added: Added | None = None
     ) -> Tensor:
-        time = ops.silu(self._time(timesteps, added))
+        time = self.entering(ops.silu(self._time(timesteps, added)))
         texts = iter(self.keys_values(text) if isinstance(text, Tensor) else text)
         run = recomputed if self.recompute else called
-        x = self.conv_in(latents)
+        x = self.conv_in(self.entering(latents))
         skips = [x]
         for down in self.down_blocks:
             skips.extend(down(skips[-1], time, texts, run))
         x = self.mid_block(skips[-1], time, texts, run)
         for up in self.up_blocks:
             x = up(x, skips, time, texts, run)
-        return self.conv_out(self.conv_norm_out(x, "silu"))
+        return self.leaving(self.conv_out(self.conv_norm_out(x, "silu")))
 
     def keys_values(self, text: Tensor) -> list[KeysValues]:
         """What every cross-attention makes of text (B, S, cross_attention_dim), in the order in which they are run."""
         levels = [*self.down_blocks, self.mid_block, *self.up_blocks]
         transformers = [transformer for level in levels for transformer in level.attentions]
+        text = self.entering(text)
         return [block.attn2.keys_values(text) for one in transformers for block in one.transformer_blocks]
 
     def _time(self, timesteps: Tensor, added: Added | None) -> Tensor:
+        """In float32 on every device: it is a row or two."""
         c = self.config
         first = c.block_out_channels[0]
         time = self.time_embedding(sinusoids(timesteps, first, c.flip_sin_to_cos, c.freq_shift))
@@ -166,4 +168,4 @@ class UNet(Module):
         assert added is not None and c.addition_time_embed_dim is not None
         B = added.time_ids.shape[0]
         sizes = sinusoids(added.time_ids.reshape(-1), c.addition_time_embed_dim, c.flip_sin_to_cos, c.freq_shift)
-        return time + self.add_embedding(ops.concat([added.text_embeds, sizes.reshape(B, -1)], axis=-1))
+        return time + self.add_embedding(ops.concat([self.leaving(added.text_embeds), sizes.reshape(B, -1)], axis=-1))

@@ -130,12 +130,12 @@ class Vae(Module):
 
     def encode(self, pixels: Tensor) -> Moments:
         """pixels (B, H, W, 3) in -1 ... 1."""
-        mean, log_variance = ops.split(self.quant_conv(self.encoder(pixels)), 2)
+        mean, log_variance = ops.split(self.leaving(self.quant_conv(self.encoder(self.entering(pixels)))), 2)
         return Moments(mean, ops.clip(log_variance, *LOG_VARIANCES))
 
     def decode(self, latents: Tensor) -> Tensor:
         """latents (B, h, w, latent_channels) -> pixels (B, 8h, 8w, 3), about -1 ... 1."""
-        return self.decoder(self.post_quant_conv(latents))
+        return self.leaving(self.decoder(self.post_quant_conv(self.entering(latents))))
 
     def __call__(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Moments]:
         """Pixels decoded again from a sample of their latents, and the distribution: what training compares."""

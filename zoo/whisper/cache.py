@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from zoo.core import ops
-from zoo.core.dtype import float16, float32, int32
+from zoo.core.dtype import HALVES, float16, float32, int32
 from zoo.core.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ class Place:
 
 class LayerCache:
     """Of one layer. `cross` are keys and values of the audio, of A windows; those of tokens are of B = A n rows, the n
-    hypotheses of a window beside each other."""
+    hypotheses of a window beside each other, in `dtype`."""
 
-    def __init__(self, cross: KeysValues, place: Place):
-        self.cross, self.place = cross, place
+    def __init__(self, cross: KeysValues, place: Place, dtype: Any):
+        self.cross, self.place, self.dtype = cross, place, dtype
         self.stored: KeysValues | None = None
 
     def room(self, rows: int, capacity: int) -> None:
@@ -51,7 +51,8 @@ class LayerCache:
         if self.stored is None:
             heads = self.cross.keys.shape[2:]
             device = self.cross.keys.device
-            self.stored = KeysValues(*(ops.zeros((rows, capacity, *heads), device=device) for _ in "kv"))
+            shape, how = (rows, capacity, *heads), {"dtype": self.dtype, "device": device}
+            self.stored = KeysValues(ops.zeros(shape, **how), ops.zeros(shape, **how))
         else:
             more = ((0, 0), (0, capacity - self.stored.keys.shape[1]), (0, 0), (0, 0))
             self.stored = KeysValues(*(ops.pad(x, more) for x in self.stored))
@@ -84,8 +85,9 @@ class Cache:
     def __init__(self, model: Whisper, encoded: Tensor, *, capacity: int = 0):
         """encoded (A, S, d_model): what `model.encode` gave. capacity: tokens for which there shall be room at once.
 
-        Beside rounded or narrow weights, keys and values of the audio are kept in float16: for Whisper-base they are as
-        many numbers as the weights of the decoder, and are read as often.
+        Keys and values are kept as they come (`model.activations`); those of the audio, where they come in float32
+        beside rounded or narrow weights, in float16: for Whisper-base they are as many numbers as the weights of the
+        decoder, and are read as often.
         """
         self.windows, self.device = encoded.shape[0], encoded.device
         self.rows, self.capacity, self.wanted = 0, 0, capacity
@@ -95,11 +97,13 @@ class Cache:
         self.captured: dict[Any, Any] = {}
         """Passes that write to this memory (step.py)."""
         self.layers: list[LayerCache] = []
+        come = model.activations
         for layer in model.model.decoder.layers:
             weight = getattr(layer.encoder_attn.v_proj, "weight", None)  # an adapter has none of its own
-            dtype = float32 if weight is None or weight.dtype == float32 else float16
+            wide = come in HALVES or weight is None or weight.dtype == float32
             heard = layer.encoder_attn.keys_values(encoded)
-            self.layers.append(LayerCache(KeysValues(*(x.astype(dtype) for x in heard)), self.place))
+            kept = KeysValues(*(x.astype(come if wide else float16) for x in heard))
+            self.layers.append(LayerCache(kept, self.place, come))
 
     def room(self, rows: int, new: int) -> None:
         """Makes room for `new` more tokens in so many rows."""

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoo.core import ops
-from zoo.core.dtype import float32
 from zoo.core.errors import ShapeError
 from zoo.core.tensor import Tensor
 from zoo.nn import Conv1d, Embedding, LayerNorm, Linear, Module, TiedEmbedding, activation, recomputed, together
@@ -50,7 +49,7 @@ class Attention(Module):
     def weights(self, x: Tensor, heard: KeysValues, head: int, frames: int | None) -> Tensor:
         """Where one head of a text x (1, L, width) looks, (1, L, S)."""
         q, k = self._heads(self.q_proj(x))[:, :, head], heard.keys[:, :frames, head]
-        return ops.softmax(ops.matmul(q * self.head_dim**-0.5, k, transpose_b=True))
+        return ops.softmax(ops.matmul(self.leaving(q) * self.head_dim**-0.5, self.leaving(k), transpose_b=True))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.reshape(*x.shape[:2], -1, self.head_dim)
@@ -151,9 +150,9 @@ class Whisper(Module):
         if features.ndim != 3 or features.shape[1] > c.frames or features.shape[2] != c.num_mel_bins:
             why = f"features are {features.shape}; (batch, up to {c.frames} frames, {c.num_mel_bins}) was expected"
             raise ShapeError(why, what="Whisper cannot hear this")
-        x = encoder.conv1(features.astype(float32), activation="gelu")
+        x = encoder.conv1(self.entering(features), activation="gelu")
         x = encoder.conv2(x, activation="gelu")
-        x = x + encoder.embed_positions.weight[: x.shape[1]].astype(float32)
+        x = x + self.entering(encoder.embed_positions.weight[: x.shape[1]])
         call = recomputed if self.recompute else EncoderLayer.__call__
         for layer in encoder.layers:
             x = call(layer, x)
@@ -214,11 +213,10 @@ class Whisper(Module):
         return self._embedded(ids, self.model.decoder.embed_positions.weight[: ids.shape[1]])
 
     def _embedded(self, ids: Tensor, places: Tensor) -> Tensor:
-        x = self.model.decoder.embed_tokens(ids).astype(float32)  # weights may be stored narrower; sums are float32
-        return x + places.astype(float32)
+        return self.entering(self.model.decoder.embed_tokens(ids)) + self.entering(places)
 
     def _logits(self, x: Tensor) -> Tensor:
-        x = self.model.decoder.layer_norm(x)
+        x = self.model.decoder.layer_norm(self.leaving(x))
         if self.config.tie_word_embeddings:
             return self.model.decoder.embed_tokens.head(x)  # type: ignore[attr-defined]
         return self.proj_out(x)

@@ -21,9 +21,10 @@ from zoo.resnet import preprocess
 
 TESTS = Path(__file__).parents[2]
 DATA = Path(os.environ.get("ZOO_TEST_DATA") or TESTS.parents[1] / "shared" / "data") / "stories260k"
-# of numpy's answer, relative L2: sums in another order; with 8 bits the GPU rounds the rows too, 1 % of a product
-NEAR = {"f32": 1e-5, "bf16": 1e-5, "int8": 0.03}
-COUNTED = {"f32": {"gemv", "gemm"}, "int8": {"qgemv_int8", "qgemm_int8"}}
+# of numpy's answer, relative L2: sums in another order; in bf16 what goes from layer to layer is rounded to 8 bits, by
+# 0.2 % each time; with 8 bits the GPU rounds the rows too, 1 % of a product
+NEAR = {"f32": 1e-5, "bf16": 0.01, "int8": 0.03}
+COUNTED = {"f32": {"gemv", "gemm"}, "bf16": {"gemv", "gemm"}, "int8": {"qgemv_int8", "qgemm_int8"}}
 
 
 def apart(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -41,7 +42,7 @@ def test_llama_writes_what_it_writes_elsewhere(dtype: str) -> None:
     assert ours == theirs
     assert apart(*(m(zoo.tensor(np.array([prompt]), device=m.device)).numpy() for m in models)) < NEAR[dtype]
     ran = {name.removeprefix("cuda.") for name, n in stats().items() if n != before.get(name, 0)}
-    assert ran >= {"rms_norm", "rope", "swiglu"} | COUNTED.get(dtype, {"gemv", "gemm_split"})
+    assert ran >= {"rms_norm", "rope", "swiglu"} | COUNTED[dtype]
 
 
 def test_llama_writes_the_known_ids() -> None:
@@ -55,7 +56,7 @@ def test_llama_writes_the_known_ids() -> None:
 
 
 def test_whisper_hears_what_is_said() -> None:
-    """A shipped recording and the shipped checkpoint, in half precision beside sums in float32."""
+    """A shipped recording and the shipped checkpoint, all of it in half precision."""
     model = zoo.load("weights/whisper", device=emulated())
     (clip,) = Path("weights/whisper/clips").glob("1_*.flac")
     assert [s.text for s in model.transcribe(clip)] == [" fifty three"]

@@ -37,21 +37,30 @@ def both(model: Any, *arrays: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[
     return got, want, stats()
 
 
-def test_the_shipped_resnet_answers_as_on_numpy() -> None:
+@pytest.fixture(params=["half", "wide"])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which convolutions run beside weights in half precision: what goes through is as narrow, or left in float32."""
+    if request.param == "wide":
+        monkeypatch.setattr(GPU, "off", {"activations"})
+    return {"half": "mma", "wide": "mixed"}[request.param]
+
+
+def test_the_shipped_resnet_answers_as_on_numpy(kind: str) -> None:
+    """In float16 what every layer gives is rounded by 0.03 %, of ten in a row."""
     pictures = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
     got, want, seen = both(shipped("resnet"), pictures)
-    assert seen["cuda.conv_mixed"] > 8  # its weights are stored in half precision
-    assert abs(got - want).max() <= 1e-5 * abs(want).max()
+    assert seen[f"cuda.conv_{kind}"] > 8
+    assert abs(got - want).max() <= (5e-3 if kind == "mma" else 1e-5) * abs(want).max()
     assert (got.argmax(-1) == want.argmax(-1)).all()
 
 
-def test_a_step_of_the_shipped_unet() -> None:
+def test_a_step_of_the_shipped_unet(kind: str) -> None:
     rng = np.random.default_rng(1)
     unet = shipped("stable_diffusion").unet
     latents, text = (rng.normal(size=s).astype(np.float32) for s in ((2, 8, 8, 4), (2, 7, 64)))
     got, want, seen = both(unet, latents, np.array([500], np.int32), text)
-    assert seen["cuda.conv_mixed"] + seen.get("cuda.conv_fma", 0) > 8
-    assert abs(got - want).max() <= 2e-5 * abs(want).max()
+    assert seen[f"cuda.conv_{kind}"] > 8
+    assert abs(got - want).max() <= (1e-2 if kind == "mma" else 2e-5) * abs(want).max()
 
 
 def test_a_training_step_of_the_digits_network() -> None:

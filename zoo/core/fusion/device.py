@@ -87,6 +87,9 @@ class Fusion:
     def to_host(self, handle: Any) -> np.ndarray:
         return self.inner.to_host(self.value(handle))
 
+    def activations(self, weights: np.dtype) -> np.dtype:
+        return self.inner.activations(weights)
+
     def sync(self) -> None:
         """Waits for what has begun; what nobody has asked for yet stays a record."""
         self.inner.sync()

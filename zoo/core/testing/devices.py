@@ -124,6 +124,9 @@ class Checked:
     def to_host(self, handle: Any) -> np.ndarray:
         return self.base.to_host(handle)
 
+    def activations(self, weights: np.dtype) -> np.dtype:
+        return self.base.activations(weights)
+
     def sync(self) -> None:
         self.base.sync()
 

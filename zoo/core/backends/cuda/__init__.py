@@ -2,7 +2,8 @@
 it declines, the reference's array code over CuPy; else the op's body.
 
 All that it knows of CUDA is its driver (driver.py). ZOO_OFF="rms_norm,add" leaves those ops to the array code;
-ZOO_TF32=1 lets products of float32 round their factors, at several times the rate (kernels/gemm.py).
+ZOO_OFF=activations keeps float32 between layers whatever weights are stored in, as processors do; ZOO_TF32=1 lets
+products of float32 round their factors, at several times the rate (kernels/gemm.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from zoo.core.backends.cuda.errors import explained, named
 from zoo.core.backends.cuda.kernels import KERNELS
 from zoo.core.backends.cuda.recorder import Recorder, Replay, reads_a_value
 from zoo.core.backends.numpy import ArrayBackend, Kernel
+from zoo.core.dtype import bfloat16, compute_dtype
 from zoo.core.errors import ZooError
 
 
@@ -107,6 +109,12 @@ class CudaBackend(ArrayBackend):
                 self.driver.write(handle, array)
         except Exception as e:
             raise explained(e, self.name) from e
+
+    def activations(self, weights: np.dtype) -> np.dtype:
+        """That of the weights: half the bytes between kernels, and one product on tensor cores where float32 beside a
+        weight in half precision takes two or three. sm_75 has no bfloat16, and would only round."""
+        slow = weights == bfloat16 and self.driver.arch < 80
+        return compute_dtype(weights) if slow or "activations" in self.off else weights
 
     @property
     def records(self) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from zoo.core.backends.numpy import contract, elementwise, index, quant, reduce, source, view
+from zoo.core.dtype import compute_dtype
 from zoo.core.errors import MissingKernel
 from zoo.core.prim import Ops, Prim
 
@@ -62,6 +63,11 @@ class ArrayBackend:
     def write(self, handle: Any, array: np.ndarray) -> None:
         """Puts the numbers of an array into a handle's own memory."""
         handle[...] = self.xp.asarray(array)
+
+    def activations(self, weights: np.dtype) -> np.dtype:
+        """The dtype in which values go through a model whose weights are stored as `weights`: that in which kernels
+        calculate. A processor widens weights on the way and loses nothing by float32 between layers."""
+        return compute_dtype(weights)
 
     def sync(self) -> None:
         """Returns when everything asked for so far is computed."""

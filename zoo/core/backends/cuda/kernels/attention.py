@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from zoo.core.backends.cuda.kernels.elementwise import contiguous
+from zoo.core.backends.cuda.kernels.gemm import batched, on_tensor_cores
 from zoo.core.backends.cuda.source import ctype
-from zoo.core.dtype import HALVES, bfloat16, float16, float32, int32
+from zoo.core.dtype import bfloat16, float16, float32, int32
 from zoo.core.stats import count
 
 STORED = frozenset((float32, float16, bfloat16))
@@ -23,8 +24,12 @@ BLOCKS = 4  # for each multiprocessor, so that enough of the memory is asked for
 def attention(b: Any, q: Any, k: Any, v: Any, bias: Any, lengths: Any = None, *, causal: bool,
               scale: float | None) -> Any:  # fmt: skip
     width = _width(q, v)
-    if width is None or q.dtype not in STORED or 0 in q.shape or 0 in k.shape or 0 in v.shape:
+    if q.dtype not in STORED or 0 in q.shape or 0 in k.shape or 0 in v.shape:
         return NotImplemented
+    if width is None:
+        plain = bias is None and lengths is None and not causal and q.shape[2] == k.shape[2]
+        narrow = q.dtype == k.dtype == v.dtype and on_tensor_cores(b, q.dtype)
+        return _wide(b, q, k, v, _scale(scale, q.shape[3])) if plain and narrow else NotImplemented
     if k.dtype != v.dtype or k.dtype not in STORED:
         k, v = b.ops.cast(k, dtype=float32), b.ops.cast(v, dtype=float32)
     (B, L, H, D), (S, heads), Dv = q.shape, k.shape[1:3], v.shape[3]
@@ -36,7 +41,7 @@ def attention(b: Any, q: Any, k: Any, v: Any, bias: Any, lengths: Any = None, *,
     rows = L * H // heads
     if rows <= FEW:
         _decode(b, args, y, k.dtype, width, rows, B * heads, S)
-    elif q.dtype == k.dtype and q.dtype in HALVES and (b.driver.arch >= 80 or q.dtype == float16):
+    elif q.dtype == k.dtype and on_tensor_cores(b, q.dtype):
         keys = mma_keys(width, b.driver.arch)
         kernel = b.driver.kernel("attention_mma.cu", "attention_mma", T=ctype(q.dtype), DIM=width, KEYS=keys)
         tiles = (64 if width > 160 else 0) + max(2 * keys, 0 if width > 160 else 64)
@@ -69,6 +74,18 @@ def _decode(b: Any, args: tuple[Any, ...], y: Any, stored: Any, width: int, rows
     count("cuda.attention_decode")
 
 
+def _wide(b: Any, q: Any, k: Any, v: Any, scale: np.float32) -> Any:
+    """Heads too wide for the kernels, in half precision: two products on tensor cores, with the scores in float32
+    between them, which the body would have in float32 all through."""
+    (B, L, H, _), S, Dv = q.shape, k.shape[1], v.shape[3]
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    scores, y = b.xp.empty((B, H, L, S), float32), b.xp.empty((B, H, L, Dv), q.dtype)
+    batched(b, q, k.swapaxes(2, 3), scores, alpha=float(scale))
+    batched(b, b.ops.cast(b.ops.softmax(scores, axis=-1), dtype=q.dtype), v, y)
+    count("cuda.attention_wide")
+    return contiguous(b, y.transpose(0, 2, 1, 3))
+
+
 def attention_grad(b: Any, g: Any, q: Any, k: Any, v: Any, bias: Any, *, causal: bool,
                    scale: float | None) -> Any:  # fmt: skip
     width = _width(q, v)
@@ -79,8 +96,7 @@ def attention_grad(b: Any, g: Any, q: Any, k: Any, v: Any, bias: Any, *, causal:
     constants: dict[str, int | str] = {"T": ctype(stored), "DIM": width}
     tile, shared = backward_tile(width)
     wide, mma_shared = backward_mma_tile(width)
-    on_tensor_cores = stored in HALVES and (b.driver.arch >= 80 or stored == float16)
-    if on_tensor_cores and width <= 128 and max(mma_shared) <= b.driver.shared_limit:
+    if on_tensor_cores(b, stored) and width <= 128 and max(mma_shared) <= b.driver.shared_limit:
         file, threads, rows_of, keys_of, name = "attention_grad_mma.cu", 128, 64, 64, "cuda.attention_grad_mma"
         constants["TILE"], (for_rows, for_keys) = wide, mma_shared
     elif shared <= b.driver.shared_limit:

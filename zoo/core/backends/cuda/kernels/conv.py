@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zoo.core.backends.cuda.kernels.elementwise import contiguous
+from zoo.core.backends.cuda.kernels.gemm import on_tensor_cores
 from zoo.core.backends.cuda.source import ctype
 from zoo.core.dtype import HALVES, bfloat16, float16, float32, int8
 from zoo.core.prims import nn
@@ -71,7 +72,7 @@ def qconv(b: Any, x: Any, q: Any, scale: Any, bias: Any, residual: Any, *, strid
     if x.dtype not in FLOATS or 0 in x.shape or 0 in q.shape or len(stride) > 2:
         return NotImplemented
     wide = x.dtype == float32
-    tensor_cores = b.driver.arch in RICH if wide else _on_tensor_cores(b, x.dtype)
+    tensor_cores = b.driver.arch in RICH if wide else on_tensor_cores(b, x.dtype)
     w = b.ops.cast(q, dtype=bfloat16 if wide else x.dtype) if tensor_cores else q
     plain = (1,) * len(stride)
     return _conv(b, x, w, scale, bias, residual, activation, stride, padding, dilation, plain, 1, False)
@@ -188,15 +189,10 @@ def _sum(
     kernel((_blocks(partial.size // splits, 256),), (256,), partial, y, *given, np.int32(splits), *geometry)
 
 
-def _on_tensor_cores(b: Any, dtype: Any) -> bool:
-    """sm_75 has no bfloat16 there."""
-    return dtype in HALVES and (b.driver.arch >= 80 or dtype == float16)
-
-
 def _kind(b: Any, x: Any, w: Any, channels: int, outputs: int, groups: int) -> str:
     """The family of kernels, by the dtypes of x and w and the sizes of a group."""
     kind = "fma"
-    if x == w and _on_tensor_cores(b, x):
+    if x == w and on_tensor_cores(b, x):
         kind = "mma"
     elif x == float32 and w in HALVES and b.driver.arch in RICH:
         kind = "mixed"
