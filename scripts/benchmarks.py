@@ -1,5 +1,5 @@
 """Makes docs/benchmarks.md: measures the kernels and every model that states cases, peers included, and writes the
-figures (docs/benchmarks.json), the chart and the page's tables.
+figures (docs/benchmarks.json), the charts (of everything, and of models alone) and the page's tables.
 
     python scripts/benchmarks.py [--seconds 4] [--only-page]      a quarter of an hour on an idle machine of two cores
 
@@ -15,10 +15,12 @@ from pathlib import Path
 
 from zoo import port as ports
 from zoo.bench import chart, report
+from zoo.bench.kernels import CASES
 from zoo.cli.main import main as zoo
 
 DOCS = Path(__file__).parents[1] / "docs"
-FILE, CHART, PAGE = DOCS / "benchmarks.json", DOCS / "benchmarks.svg", DOCS / "benchmarks.md"
+FILE, PAGE = DOCS / "benchmarks.json", DOCS / "benchmarks.md"
+CHART, MODELS = DOCS / "benchmarks.svg", DOCS / "models.svg"
 BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"
 
 
@@ -32,6 +34,9 @@ def main() -> int:
             return code
     found = report.read(FILE)
     CHART.write_text(chart.svg(found), encoding="utf-8")
+    kernels = {case.name for case in CASES}
+    models = {**found, "rows": [row for row in found["rows"] if row["case"] not in kernels]}
+    MODELS.write_text(chart.svg(models), encoding="utf-8")
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     PAGE.write_text(before + BEGIN + report.markdown(found) + END + after, encoding="utf-8")

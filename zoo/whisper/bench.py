@@ -203,7 +203,7 @@ def _case(what: str, format: str, unit: str, work: float, peers: tuple[str, ...]
     named = {name: f"zoo.whisper.peers:{what}_{MODULES[name]}" for name in (PEERS[what] if peers is None else peers)}
     # of rounded weights: each rounds its activations in its own way
     return Case(f"base {format} {what}", unit, work, f"zoo.whisper.bench:{what}", named,
-                {"model": "base", "format": format}, group=what, agree=1e-3 if format == "f32" else 0.05,
+                {"model": "base", "format": format}, group=f"Whisper, {what}", agree=1e-3 if format == "f32" else 0.05,
                 **floor)  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from zoo.core.backends.cuda.kernels import KERNELS
+from zoo.core.backends.cuda.kernels.elementwise import THREADS, launch_sizes, walked
 from zoo.core.dtype import bfloat16, bool_, float16, float32, int8, int32, is_float
 from zoo.core.prim import Kind
 from zoo.core.prims import TABLE
@@ -18,6 +19,7 @@ from zoo.core.testing import check
 from zoo.core.testing.case import Case
 from zoo.core.testing.cases import CASES
 from zoo.core.testing.devices import cuda_ops, opened
+from zoo.core.testing.emulator import EmulatedDriver
 
 COMPUTED = [c for c in CASES if c.op in cuda_ops()]
 # Elementwise ops are one kernel text with another formula: these show every dtype, the others the ones that differ in
@@ -89,3 +91,15 @@ def test_kernels_ran(device: Any) -> None:
     before = stats()
     device.ops.add(device.from_host(np.ones(3, np.float32)), device.from_host(np.ones(3, np.float32)))
     assert stats()["cuda.add"] == before.get("cuda.add", 0) + 1
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 40, 132, 188])
+def test_the_step_behind_the_last_place_fits_its_index(multiprocessors: int) -> None:
+    """A thread goes on by all threads of the grid until it is behind the last place: in 32 bits that must not turn
+    negative, which would be before the end again."""
+    driver = EmulatedDriver(90)
+    driver.multiprocessors = multiprocessors
+    for size in (2**31 - 2**k for k in range(31)):
+        step = launch_sizes(driver, size)[0] * THREADS
+        assert walked(driver, size, (size,), [(1,)]) or size - 1 + step < 2**31
+    assert not walked(driver, 2**30, (2**30,), [(1,)]) and walked(driver, 2**20, (2**20,), [(2**11 + 1,)])

@@ -108,6 +108,8 @@ PATHS: list[tuple[str, Any, Any, dict[str, Any], Any, Any, dict[str, int]]] = [
     ("phases, dilation, turned round", (1, 5, 4, 8), (9, 4, 3, 8),
      {"input_dilation": (4, 3), "dilation": (2, 3), "padding": ((9, 7), (6, 5)), "flip": True}, float16, float16,
      {"mma": 1, "phases": 12}),
+    ("more groups than a grid's third axis", (1, 1, 1, 4 * 65536), (4 * 65536, 1, 1, 4), {"groups": 65536}, float32,
+     float32, {"direct": 1}),
     ("depthwise in phases", (2, 5, 4, 8), (8, 3, 3, 1), {"groups": 8, "input_dilation": (2, 2), "flip": True},
      float16, float16, {"depthwise": 1, "phases": 4}),
     ("stride and zeros between", (2, 5, 4, 8), (9, 3, 3, 8), {"input_dilation": (2, 3), "stride": (3, 2)},

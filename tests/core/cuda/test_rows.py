@@ -320,7 +320,13 @@ def test_a_captured_lookup_waits_for_nothing(device: Any) -> None:
     places[:] = [3, 4]
     graph.launch()
     assert y.tolist() == [[9, 10, 11], [0, 0, 0]]
-    device.index_fault = None
+    with pytest.raises(ShapeError, match="the axis holds 0 to 3"):
+        device.ops.take(x, places)
+    fault = device.index_fault
+    assert not fault.any(), "the error was told"
+    graph.launch()
+    assert device.index_fault is fault and fault.any(), "a replay writes where it did when it was recorded"
+    fault.fill(0)
 
 
 # Random numbers

@@ -81,7 +81,7 @@ class Nvrtc:
         driver = self.backend.driver
         walk = plan(driver, inputs, outputs)
         assert walk is not None, "a record has at most seven axes"
-        wide = walked(math.prod(space), walk.shape, walk.strides)
+        wide = walked(driver, math.prod(space), walk.shape, walk.strides)
         constants = _places_constants(program, len(walk.shape), walk.reads, walk.vector, wide)
         kernel = driver.kernel("fused.cu", "fused_places", **constants)
         at: Any = np.int64 if wide else np.int32
@@ -102,7 +102,7 @@ class Nvrtc:
         )  # fmt: skip
         reads = tuple("same" if step == 0 else "vector" if fits else "strided" for step in last)
         vector = vector if fits else 1
-        wide = walked(rows * columns, space, strides)
+        wide = walked(driver, rows * columns, space, strides)
         constants = _rows_constants(program, len(outer), reads, vector, wide)
         kernel = driver.kernel("fused.cu", "fused_rows", **constants)
         at: Any = np.int64 if wide else np.int32

@@ -7,7 +7,7 @@
 //             LANES 16-bit         4    8   16   16   16   32   32
 //             LANES 32-bit         8   16   32   32   32   32   32  (two reads of 16 bytes to a lane from 160 on)
 //   registers ROWS x N queries, as many sums, 8 AT_ONCE of keys and values; N = 8 for 16-bit numbers, 4 or 8 for 32-bit ones.
-//             ptxas for sm_90, float16, DIM 128: 124 with ROWS 1, 187 with 4, 223 with 8; float32 at 256 214; nothing spills
+//             ptxas for sm_90, float16, DIM 128: 128 with ROWS 1, 201 with 4, 224 with 8; float32 at 256 214; nothing spills
 //   shared    what the warps found: 4 ROWS (DIM + 2) floats, 33 KiB at the most
 //   floor     S (D + Dv) numbers for each key head at the memory's speed; per key and row 2 (D + Dv) flops, R / 2 to a byte of a
 //             16-bit cache, where a GPU has 10 and more

@@ -9,7 +9,7 @@
 //             DIM          32   64   80   96  128  160  256
 //             KEYS         64   64   64   64   64   32   32 (16 on sm_75)
 //             held         56   80   92  104  128  136  148
-//             ptxas, sm_90 119  143  167  163  175  218  238    (of 255; nothing spills, on sm_75 and sm_80 neither)
+//             ptxas, sm_90 115  129  167  167  175  216  236    (of 255; nothing spills, on sm_75 and sm_80 neither)
 //             KiB          10   18   22   26   34   21   66 (50 on sm_75, where a block may use 64)
 //   floor     2 L S (D + Dv) flops per head, half of them if causal; DIM is D rounded up, which D = 40 and 80 pay: 1.2 and 1.0
 

@@ -3,7 +3,7 @@
 //
 // tile       TILE x TILE results (128 or 64), 16 terms at a time; 256 threads with 8 x 8 (4 x 4) results each: rows 4 ty and 64 + 4 ty
 //            onwards, outputs the same, so that a read of 4 values by 16 threads covers 64 neighbours
-// registers  64 sums, 16 operands, 16 on their way from memory (16, 8, 8). ptxas comes to 175 (73), so one block (three) fits
+// registers  64 sums, 16 operands, 16 on their way from memory (16, 8, 8). ptxas comes to 167 (91), so one block (two) fits
 //            an SM; held to 128 for a second one, it would spill
 // shared     2 stages of 16 x (132 + 132) x 4 bytes = 33 KiB (17), terms as rows. Reads of 16 bytes have no conflicts; the copies turn
 //            4 channels of 8 pixels into 4 rows, two lanes on a bank: 1 store in 16 to 32 multiplications

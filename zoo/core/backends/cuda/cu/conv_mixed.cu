@@ -5,8 +5,8 @@
 //            float16 is itself hi + lo and takes 5; lo * lo is below 2^-24 of the product. They are added from the smallest on.
 //            An infinity in x comes out as one (as NaN with float16 weights, whose lo may be 0)
 // tile       TILE x TILE results (128 or 64), 32 terms at a time, warps as in conv_warps.cuh
-// registers  64 sums (32), 12 of a block of x, 8 or 16 of w: ptxas comes to about 170 (127), so one block (four)
-//            fits an SM
+// registers  64 sums (32), 12 of a block of x, 8 or 16 of w: ptxas comes to about 170, with float16 weights for sm_100 to 193
+//            (128), so one block (four) fits an SM
 // shared     2 stages of TILE x 32 x (4 + 2) bytes = 48 KiB (24), x as it is: it travels by cp.async, and is cut on its way into
 //            registers. Vector v (4 channels) of row i of x lies at v ^ (2 (i % 4)): 16 lanes that read 8 bytes each, of 4 rows, meet all 32
 //            banks once. w as in conv_mma.cu

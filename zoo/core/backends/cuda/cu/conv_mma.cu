@@ -2,8 +2,8 @@
 // windows is addressed, never stored).
 //
 // tile       TILE x TILE results (128 or 64), 32 terms at a time, shared by warps as in conv_warps.cuh
-// registers  64 sums (32), fragments 16 of x and 8 of w (8 and 8) a thread, addresses about 24: ptxas comes to 126 (79), so two blocks
-//            (six) fit an SM
+// registers  64 sums (32), fragments 16 of x and 8 of w (8 and 8) a thread, addresses about 24: ptxas comes to 126 (80
+//            for sm_80 and sm_90, 105 at the most), so two blocks (six; four) fit an SM
 // shared     3 stages of (TILE + TILE) x 32 x 2 bytes = 48 KiB (24): two are on their way (cp.async) while one is used. A row is 4
 //            vectors of 16 bytes; vector v of row i lies at v ^ (i / 2 % 4), so that the 8 rows of an 8x8 matrix lie in 8
 //            different groups of 4 banks: no conflict in ldmatrix, none in the copies (8 threads write 128 consecutive bytes)

@@ -3,7 +3,7 @@
 // a product of matrices O x M and M x J with J = R S C columns and the M = N P Q pixels as terms. Both lie with the terms as rows,
 // so fragments are read transposed.
 //
-// tile       TILE x TILE numbers of dw (128 or 64), 32 pixels at a time; warps and registers as in conv_mma.cu (128 and 96)
+// tile       TILE x TILE numbers of dw (128 or 64), 32 pixels at a time; warps and registers as in conv_mma.cu (128; 80 to 105)
 // shared     3 stages of 32 x (TILE + TILE) x 2 bytes = 48 KiB (24). Vector v (8 outputs or channels) of pixel i lies at
 //            v ^ (i % 8): the 8 pixels of an 8x8 matrix lie in 8 different groups of 4 banks, without conflicts in ldmatrix and copies
 // addresses  a thread copies the same outputs, and the same channels of the same tap, in every step; its pixels move on by 32, an

@@ -108,11 +108,11 @@ __device__ __forceinline__ void norm_grad(const T* x, const W* weight, const T* 
     });
     if (team.thread == 0) statistics[2 * team.row] = mean, statistics[2 * team.row + 1] = scale;
 }
-extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_grad(
+extern "C" __global__ void __launch_bounds__(THREADS, 1) layer_norm_grad(
     const T* x, const W* weight, const T* g, T* dx, float* statistics, int64_t rows, int columns, float eps) {
     norm_grad<true>(x, weight, g, dx, statistics, rows, columns, eps);
 }
-extern "C" __global__ void __launch_bounds__(THREADS) rms_norm_grad(
+extern "C" __global__ void __launch_bounds__(THREADS, 1) rms_norm_grad(
     const T* x, const W* weight, const T* g, T* dx, float* statistics, int64_t rows, int columns, float eps) {
     norm_grad<false>(x, weight, g, dx, statistics, rows, columns, eps);
 }

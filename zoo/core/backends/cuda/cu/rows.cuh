@@ -6,6 +6,8 @@
 // registers  VECTORS vectors of a thread, in float32: the row is read from memory once, whatever the passes over it; 32 values
 //            of a thread at most (16 in blocks of 1024 threads, which have 64 registers each). VECTORS = 0: the row is longer
 //            than its team holds, and every pass reads it again (from the caches up to some 100,000 values)
+// bounds     (THREADS, 1) where ptxas, left to choose, takes registers for one more block on an SM and spills a few for it: the
+//            gradients of norms (sm_75: 64 and a spill; so 72) and of log_softmax (sm_100: 32 and three; so 46)
 // alignment  16-byte accesses where the first value and every row lie on 16 bytes; else the same thread reads the same values one
 //            by one, out of lines that the first of these reads brought into L1
 //

@@ -112,7 +112,7 @@ __device__ __forceinline__ void normalised_grad(const T* y, const T* g, T* dx, i
 extern "C" __global__ void __launch_bounds__(THREADS) softmax_grad(const T* y, const T* g, T* dx, int64_t rows, int columns) {
     normalised_grad<false>(y, g, dx, rows, columns);
 }
-extern "C" __global__ void __launch_bounds__(THREADS) log_softmax_grad(const T* y, const T* g, T* dx, int64_t rows, int columns) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) log_softmax_grad(const T* y, const T* g, T* dx, int64_t rows, int columns) {
     normalised_grad<true>(y, g, dx, rows, columns);
 }
 

@@ -37,7 +37,8 @@ FEWEST = {"mma": 8, "mixed": 8, "fma": 4}  # channels that are read at once
 DEPTH = {"mma": 32, "mixed": 32, "fma": 16}  # terms of a step
 SHORTEST = 8  # steps of a block: fewer would not pay for its beginning and end
 FEW_TAPS = 96  # of which a block of conv_depthwise can hold all weights: 96 x 128 x 4 bytes = 48 KiB
-MANY = 2**31
+MANY = 2**31 - 2**16  # what 32 bits count; tiles and steps go on a little behind the last
+GROUPS = 65535  # of which a grid's third axis can count no more
 # where tensor cores calculate 14 times as fast as in float32, or more; on GeForce (86, 89, 120) it is 2 to 4 times, and
 # `mixed` has three to five products for one
 RICH = (80, 90, 100, 103)
@@ -197,7 +198,8 @@ def _kind(b: Any, x: Any, w: Any, channels: int, outputs: int, groups: int) -> s
     elif x == float32 and w in HALVES and b.driver.arch in RICH:
         kind = "mixed"
     few = FEWEST[kind]
-    return kind if groups == 1 or (channels % few == 0 and outputs % few == 0) else "direct"
+    fits = channels % few == 0 and outputs % few == 0 and groups <= GROUPS
+    return kind if groups == 1 or fits else "direct"
 
 
 def _tile(b: Any, rows: int, columns: int, groups: int) -> int:

@@ -143,7 +143,7 @@ def run(b: Any, formula: str, args: Sequence[Any], shape: tuple[int, ...], dtype
         return NotImplemented
     if not out.size:
         return out
-    wide = walked(out.size, walk.shape, walk.strides)
+    wide = walked(driver, out.size, walk.shape, walk.strides)
     at: Any = np.int64 if wide else np.int32
     operands: list[Operand] = []
     values: list[Any] = []
@@ -170,10 +170,11 @@ def _constants(
     return printed(operands, axes, vector, wide) | {"OUT": out, "FORMULA": formula}
 
 
-def walked(size: int, shape: Sequence[int], strides: Sequence[Sequence[int]]) -> bool:
-    """Whether some offset on this walk passes 31 bits."""
+def walked(driver: Any, size: int, shape: Sequence[int], strides: Sequence[Sequence[int]]) -> bool:
+    """Whether 31 bits are too few for some offset on this walk, or for the place behind the last one to which a thread
+    steps (launch_sizes: all threads together)."""
     spans = [sum(abs(s) * (n - 1) for s, n in zip(steps, shape, strict=True)) for steps in strides]
-    return max(size, *spans, 0) >= 2**31 - THREADS * 16
+    return max([size + driver.multiprocessors * WAVES * THREADS, *spans]) > 2**31
 
 
 def number(value: Any, dtype: Any) -> Any:

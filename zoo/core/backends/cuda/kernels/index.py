@@ -34,7 +34,7 @@ class Watched:
 
     def __exit__(self, kind: Any, *rest: Any) -> None:
         if kind is None and not self.b.driver.capturing and int(self.b.index_fault[0]):
-            self.b.index_fault = None
+            self.b.index_fault.fill(0)  # and stays where it is: graphs write there
             check_range(self.indices, self.n)
 
 
