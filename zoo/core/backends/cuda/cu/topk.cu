@@ -46,6 +46,7 @@ extern "C" __global__ void __launch_bounds__(1024) topk(const T* x, T* values, i
             __syncthreads();
             if (t < 32) {  // lane t sums bins 8 t .. 8 t + 7; the lane whose bins reach `wanted` looks among them
                 int bins[8], sum = 0;
+#pragma unroll
                 for (int i = 0; i < 8; i++) {
                     bins[i] = 0;
                     for (int copy = 0; copy < 8; copy++) bins[i] += counts[copy * 256 + 8 * t + i];
@@ -56,13 +57,15 @@ extern "C" __global__ void __launch_bounds__(1024) topk(const T* x, T* values, i
                     const int other = __shfl_sync(FULL, upto, t >= apart ? t - apart : t);
                     if (t >= apart) upto += other;
                 }
-                int wanted = (int)found[1] - (upto - sum), bin = 0;
+                int wanted = (int)found[1] - (upto - sum), bin = 0, size_of_bin = bins[0];
                 __syncwarp();
                 if (wanted > 0 && wanted <= sum) {
-                    for (; bins[bin] < wanted; bin++) wanted -= bins[bin];
+#pragma unroll
+                    for (int i = 1; i < 8; i++)  // bins[bin] would lie in memory
+                        if (bin == i - 1 && size_of_bin < wanted) wanted -= size_of_bin, bin = i, size_of_bin = bins[i];
                     found[0] = above << 8 | (uint64_t)(8 * t + bin);
                     found[1] = wanted;
-                    slots[1] = bins[bin] == wanted;
+                    slots[1] = size_of_bin == wanted;
                 }
             }
             __syncthreads();
