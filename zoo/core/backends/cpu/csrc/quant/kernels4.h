@@ -37,7 +37,7 @@ __attribute__((noinline)) void micro4(i64 groups, const char* a, i64 apart, cons
         };
         if constexpr (HALVES) {
             UNROLL for (int t = 0; t < 4; t++) {
-                UNROLL for (int i = 0; i < CHUNK; i += 64) __builtin_prefetch(w + 4096 + t * CHUNK + i);
+                UNROLL for (int i = 0; i < CHUNK; i += 64) __builtin_prefetch(w + 8192 + t * CHUNK + i, 0, KEPT<R>);
                 Codes low[NV], high[NV];
                 UNROLL for (int j = 0; j < NV; j++) {
                     const vi both = load_ints(w + t * CHUNK + j * W * 4);
