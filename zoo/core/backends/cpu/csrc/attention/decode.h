@@ -172,7 +172,7 @@ void decode(const Attention& a) {
     d.q = q, d.sums = q + heads * d.rows * q_apart;
     for (i64 i = 0; i < heads * d.rows; i++) {
         const i64 r = i % d.rows, head = i / d.rows;
-        read_query(a, head / d.kv_heads, r / a.G, head % d.kv_heads * a.G + r % a.G, q + i * q_apart);
+        read_query(a, head / d.kv_heads, r / a.G, head % d.kv_heads * a.G + r % a.G, 1.0f, q + i * q_apart);
     }
     if (small) {
         for (i64 i = 0; i < a.B * d.parts * d.cuts; i++) decode_task(&d, i);

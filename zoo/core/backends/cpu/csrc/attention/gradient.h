@@ -8,7 +8,7 @@
 // Sums run over rows and keys in their order, in one task: no bit depends on the number of threads.
 
 constexpr i64 BACK_KEYS = 256;
-constexpr i64 TILE = BACK_KEYS + 16;  // distance of rows of a tile; see SCORES
+constexpr i64 TILE = BACK_KEYS + 16;  // distance of rows of a tile: not a power of two, or 14 rows fall into one set of L1
 constexpr i64 BACK = 8 * MR;
 
 INLINE void clear(float* p, i64 n) {

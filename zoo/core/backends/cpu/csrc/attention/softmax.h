@@ -12,17 +12,26 @@ INLINE vf total_each(vf (&r)[W]) {
     return r[0];
 }
 
-// e^x for x <= 0, with a relative error of 2e-7; exactly 0 below -87.3, where subnormal numbers would begin: what is masked
-// weighs nothing, and no product with a weight is slowed down by them.
-INLINE vf weight_of(vf x) {
-    const float log2e = 1.44269504088896341f;
-    const vf magic = splat(12582912.0f), shifted = x * log2e + magic;  // as in `exponential`
-    const vf r = x * log2e - (shifted - magic);
-    vf p = splat(0.00132764725f);  // minimax polynomial of 2^r, |r| <= 1/2: relative error 7.5e-8
+constexpr float LOG2E = 1.44269504088896341f;
+constexpr float MAGIC = 12582912.0f;  // added to a number, leaves it rounded to an integer in the lowest bits
+
+// 2^(n + r), where shifted = n + MAGIC and |r| <= 1/2
+INLINE vf power_of(vf shifted, vf r) {
+    vf p = splat(0.00132764725f);  // minimax polynomial of 2^r: relative error 7.5e-8
     const float terms[] = {0.00967554096f, 0.0555071309f, 0.240221202f, 0.693146944f, 1.0f};
     UNROLL for (float term : terms) p = p * r + term;
-    const vf power = (vf)(((vu)shifted << 23) + 0x3F800000);
-    return x < -87.3f ? vf{} : p * power;  // NaN stays NaN
+    return p * (vf)(((vu)shifted << 23) + 0x3F800000);
+}
+// 2^t and e^x for t, x <= 0, with a relative error of 2e-7; exactly 0 where subnormal numbers begin: what is masked weighs
+// nothing, and no product with a weight is slowed down by them. NaN stays NaN.
+INLINE vf power_of_two(vf t) {
+    t = maximum_of(splat(-127.0f), t);  // where n = -127, the power in `power_of` has no bits: 0
+    const vf shifted = t + MAGIC;
+    return power_of(shifted, t - (shifted - MAGIC));
+}
+INLINE vf weight_of(vf x) {
+    const vf shifted = x * LOG2E + MAGIC;
+    return x < -87.3f ? vf{} : power_of(shifted, x * LOG2E - (shifted - MAGIC));
 }
 INLINE float weight_of(float x) { return weight_of(splat(x))[0]; }
 
@@ -75,12 +84,12 @@ INLINE void narrow(const float* from, i64 n, float factor, T* to) {
     for (i64 j = 0; j < n; j += W) store_first(to + j, load(from + j) * factor, n - j);
 }
 
-// A query's numbers times the scale; an output row: the sum over its weights divided by their total.
-void read_query(const Attention& a, i64 b, i64 l, i64 head, float* to) {
+// A query's numbers times the scale and `unit`; an output row: the sum over its weights divided by their total.
+void read_query(const Attention& a, i64 b, i64 l, i64 head, float unit, float* to) {
     switch (a.q.storage) {
-        case BF16: return widen(row_of<bf16>(a.q, b, l, head), a.D, a.scale, to);
-        case F16: return widen(row_of<f16>(a.q, b, l, head), a.D, a.scale, to);
-        default: return widen(row_of<float>(a.q, b, l, head), a.D, a.scale, to);
+        case BF16: return widen(row_of<bf16>(a.q, b, l, head), a.D, a.scale * unit, to);
+        case F16: return widen(row_of<f16>(a.q, b, l, head), a.D, a.scale * unit, to);
+        default: return widen(row_of<float>(a.q, b, l, head), a.D, a.scale * unit, to);
     }
 }
 void write_result(const Attention& a, i64 b, i64 l, i64 head, const float* sum, float total) {

@@ -168,7 +168,7 @@ void attend_rows(void* context, i64 index) {
     int16_t* const q = scratch_of<int16_t>(SLOT_A, rows * apart + ROWS8 * SCORES);
     int16_t* const codes = q + rows * apart;
     for (i64 i = 0; i < rows; i++) {
-        read_query(a, b, first + i, h, query);
+        read_query(a, b, first + i, h, 1.0f, query);
         if (!quantise16(query, a.D, q + i * apart, scale + i)) __atomic_store_n(p.q->strange, 1, __ATOMIC_RELAXED);
         peaks[i] = NOTHING, totals[i] = 0.0f;
     }
