@@ -79,6 +79,24 @@ def test_keys_and_values_of_the_text_once_for_many_steps():
         assert np.array_equal(model.unet(x, time, once, added).numpy(), whole)
 
 
+@pytest.mark.parametrize("kind", ["1", "2", "xl"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_latents_that_several_texts_share(kind, rows):
+    """1e-5: kernels may take another way for half the batch; the texts make 1e-2."""
+    model = model_of(kind, "cpu")
+    latents = inputs()["latents"][:rows]
+    x, both = (zoo.tensor(a, device="cpu") for a in (latents, np.concatenate([latents] * 2)))
+    ids = np.concatenate([IDS, IDS[:, ::-1]])[: 2 * rows]
+    text, pooled = model.encode_text([zoo.tensor(np.ascontiguousarray(ids), device="cpu")] * (2 if kind == "xl" else 1))
+    sizes = zoo.tensor(np.concatenate([SIZES] * 2)[: 2 * rows], device="cpu")
+    added = Added(pooled, sizes) if kind == "xl" else None
+    time = zoo.tensor(np.full(1, 801, np.float32), device="cpu")
+    expected = model.unet(both, time, text, added).numpy()
+    assert np.abs(expected[:rows] - expected[rows:]).max() > 0.01 * np.abs(expected).max()  # the text counts
+    for given in (text, model.unet.keys_values(text)):
+        assert np.abs(model.unet(x, time, given, added).numpy() - expected).max() < 1e-5 * np.abs(expected).max()
+
+
 def test_one_time_for_all_latents():
     """1e-6: the sums over a broadcast row and over two equal ones are the same; kernels may differ in a last place."""
     model = model_of("1", "cpu")

@@ -18,6 +18,11 @@ NORM_EPS = 1e-6
 """Of the normalisation before the transformers; a constant in the published code, beside the U-Net's own norm_eps."""
 
 
+def repeated(x: Tensor, batch: int) -> Tensor:
+    """x (b, ...), one after the other, as often as makes `batch` of them."""
+    return x if x.shape[0] == batch else ops.concat([x] * (batch // x.shape[0]), axis=0)
+
+
 class Attention(Module):
     """Multi-head attention of x (B, L, channels) to itself, or to the text."""
 
@@ -78,14 +83,15 @@ class TransformerBlock(Module):
         self.ff = FeedForward(channels)
 
     def __call__(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """keys, values: of the text (B, S, heads, head_dim)."""
-        x = x + self.attn1(self.norm1(x))
+        """x (b, L, channels); keys, values: of the text (B, S, heads, head_dim) -> (B, L, channels)."""
+        x = repeated(x + self.attn1(self.norm1(x)), keys.shape[0])
         x = x + self.attn2(self.norm2(x), (keys, values))
         return x + self.ff(self.norm3(x))
 
 
 class Transformer(Module):
-    """x (B, H, W, channels) + what `depth` transformer blocks make of its pixels. Each takes the next of `texts`."""
+    """x (b, H, W, channels) + what `depth` transformer blocks make of its pixels, with B texts, of which each block
+    takes the next -> (B, H, W, channels)."""
 
     def __init__(self, channels: int, heads: int, text_channels: int, depth: int, groups: int):
         self.norm = GroupNorm(groups, channels, NORM_EPS)
@@ -94,8 +100,8 @@ class Transformer(Module):
         self.proj_out = Linear(channels, channels)
 
     def __call__(self, x: Tensor, texts: Iterator[KeysValues], run: Run) -> Tensor:
-        B, H, W, C = x.shape
-        h = self.proj_in(self.norm(x).reshape(B, H * W, C))
+        b, H, W, C = x.shape
+        h = self.proj_in(self.norm(x).reshape(b, H * W, C))
         for block in self.transformer_blocks:
             h = run(block, h, *next(texts))
-        return x + self.proj_out(h).reshape(B, H, W, C)
+        return repeated(x, h.shape[0]) + self.proj_out(h).reshape(-1, H, W, C)

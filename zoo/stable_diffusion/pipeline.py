@@ -156,7 +156,6 @@ class _Walk:
 
     def _output(self, x: Tensor, t: float) -> Tensor:
         """The model's prediction, guided."""
-        x = ops.concat([x, x], axis=0) if self.guided else x
         if self.beside is not None:
             x = ops.concat([x, self.beside], axis=-1)
         output = self.unet(x, self._placed(np.asarray([t], np.float32)), self.text, self.added)
@@ -193,8 +192,7 @@ class _Walk:
         if not inpainting:
             return None
         assert self.mask is not None
-        beside = ops.concat([ops.expand(self.mask, (*stays.shape[:-1], 1)), stays], axis=-1)
-        return ops.concat([beside, beside], axis=0) if self.guided else beside
+        return ops.concat([ops.expand(self.mask, (*stays.shape[:-1], 1)), stays], axis=-1)
 
     def _encoded(self, pixels: np.ndarray) -> Tensor:
         """Latents of a picture, a draw of the VAE's distribution for each generator."""

@@ -15,7 +15,7 @@ from zoo.core.dtype import float32
 from zoo.core.tensor import Tensor
 from zoo.nn import Conv2d, GroupNorm, Linear, Module
 from zoo.nn.recompute import Run, called, recomputed
-from zoo.stable_diffusion.attention import KeysValues, Transformer
+from zoo.stable_diffusion.attention import KeysValues, Transformer, repeated
 from zoo.stable_diffusion.blocks import Downsample, ResnetBlock, Upsample
 from zoo.stable_diffusion.config import UNetConfig
 
@@ -107,7 +107,7 @@ class Up(Level):
     def __call__(self, x: Tensor, skips: list[Tensor], time: Tensor, texts: Iterator[KeysValues], run: Run) -> Tensor:
         """Takes from `skips` what it needs, from the end."""
         for i in range(len(self.resnets)):
-            x = self.block(i, ops.concat([x, skips.pop()], axis=-1), time, texts, run)
+            x = self.block(i, ops.concat([x, repeated(skips.pop(), x.shape[0])], axis=-1), time, texts, run)
         for upsampler in self.upsamplers:
             x = upsampler(x, skips[-1].shape[1:3])
         return x
@@ -117,6 +117,8 @@ class UNet(Module):
     """latents (B, H, W, in_channels), timesteps (B,) or (1,), text (B, S, cross_attention_dim) -> prediction (B, H, W,
     out_channels).
 
+    Latents may be fewer than texts, which then come in rounds: the latents with the first texts, the same latents with
+    the next. Guidance asks so, and up to the first text they have everything in common, which is worked out once.
     text: also what `keys_values(text)` gave, where it is the same for many steps. added: SDXL's, and only SDXL's.
     """
 
@@ -140,6 +142,8 @@ class UNet(Module):
         self, latents: Tensor, timesteps: Tensor, text: Tensor | Sequence[KeysValues], added: Added | None = None
     ) -> Tensor:
         time = self.entering(ops.silu(self._time(timesteps, added)))
+        if time.shape[0] > 1:  # then nothing is in common: SDXL's time knows the text
+            latents = repeated(latents, time.shape[0])
         texts = iter(self.keys_values(text) if isinstance(text, Tensor) else text)
         run = recomputed if self.recompute else called
         x = self.conv_in(self.entering(latents))
