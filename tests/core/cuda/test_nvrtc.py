@@ -34,9 +34,9 @@ CHOSEN = {
     for file in re.findall(r'"(\w+\.cu)"', text)
 }
 
-# All of them for all architectures take most of an hour: here every kernel is compiled for each architecture with one
-# set of constants, and the other sets for one architecture in turn, up to so many of a file. ZOO_NVRTC=all compiles all
-# for all.
+# All of them for all architectures take some 20 minutes of a core: here every kernel is compiled for each architecture
+# with one set of constants, and the other sets for one architecture in turn, up to so many of a file. ZOO_NVRTC=all
+# compiles all for all.
 EVERY = os.environ.get("ZOO_NVRTC") == "all"
 LIMIT, LIMITS = 1, {"elementwise.cu": 30, "fused.cu": 6}
 COMPILED: list[str] = []

@@ -13,6 +13,7 @@
 #include "activation.cuh"
 
 constexpr int PER = 16 / sizeof(W), WARPS = 4, UNROLLED = MOST * ROWS > 16 ? 1 : 2;
+constexpr int BLOCKS = MOST == 4 ? 3 : 0;  // on an SM at least. Of 4 rows ptxas, left to choose (0), would spill for a block more
 
 // v = p[0 .. PER - 1]; only `left` of them are there. whole: all, and 16-byte loads may be used.
 template <typename T> __device__ __forceinline__ void load_run(const T *p, int left, bool whole, float (&v)[PER]) {
@@ -31,7 +32,7 @@ template <typename T> __device__ __forceinline__ void load_run(const T *p, int l
     }
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv(
+extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) gemv(
     const X *x, const W *w, const B *bias, Y *y, int rows, int N, int K, int64_t pitch, int split, int activation) {
     SHARED(float, parts, WARPS * MOST * ROWS);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, part = warp % split;
