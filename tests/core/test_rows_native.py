@@ -324,6 +324,36 @@ def test_the_number_of_threads_changes_no_bit(cpu, rng):
             np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.parametrize("columns", [1024, 1021])
+def test_large_results_are_those_of_their_parts(cpu, rng, columns):
+    """From 4 MiB on results go past the caches, where their rows begin at a vector; not a bit depends on it."""
+    rows, part = (1 << 20) // columns + 5, 100
+    x, g, up = (draw(rng, rows, columns) for _ in range(3))
+    w, b, scales = draw(rng, columns), draw(rng, columns), draw(rng, rows)
+    targets = rng.integers(0, columns, rows)
+    step = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01, "step": 3}
+    for name, args, attrs in [
+        ("gelu", (x,), {}), ("silu", (x,), {}), ("activation_grad", (x, g), {"activation": "gelu"}),
+        ("swiglu", (x, up), {}), ("swiglu_grad", (x, up, g), {}), ("geglu", (np.hstack([x, up]),), {}),
+        ("add", (x, g), {}), ("mul", (x, w), {}), ("div", (x, 3.0), {}), ("adamw_step", (x, g, up, up * up), step),
+        ("softmax", (x,), {"axis": -1}), ("softmax_grad", (x, g), {"axis": -1}),
+        ("log_softmax", (x,), {"axis": -1}), ("log_softmax_grad", (x, g), {"axis": -1}),
+        ("cross_entropy_grad", (x, targets, scales), {}), ("rms_norm", (x, w), {"eps": 1e-5}),
+        ("layer_norm", (x, w, b), {"eps": 1e-5}), ("batch_norm", (x, b, abs(w), w, b), {"eps": 1e-5}),
+        ("rms_norm_grad", (x, w, g), {"eps": 1e-5}), ("group_norm_grad", (x, w, g), {"groups": 1, "eps": 1e-5}),
+    ]:  # fmt: skip
+        found = each(bind(cpu, name, *args, **attrs))
+        for first in (0, rows - part):
+            here = slice(first, first + part)
+            parts = [a[here] if isinstance(a, np.ndarray) and len(a) == rows else a for a in args]
+            for y, want in zip(found, each(bind(cpu, name, *parts, **attrs)), strict=True):
+                if len(y) == rows:  # not a weight's gradient
+                    np.testing.assert_array_equal(y[here], want, err_msg=name)
+    picture = x.reshape(1, rows, columns) + 5
+    check(cpu, "group_norm", picture, w, b, groups=1, eps=1e-5, activation="silu", near=1e-5)
+    check(cpu, "group_norm_grad", picture, w, g[None], groups=1, eps=1e-5, near=1e-4)
+
+
 def test_results_stay_within_their_arrays(cpu, rng):
     """Guards on both sides of what is written, for lengths with every tail."""
     for n in (1, 5, 16, 31, 33, 200):

@@ -5,6 +5,8 @@ namespace zoo {
 namespace {
 #include "../simd.h"
 
+#include "../stream.h"
+
 #include "probe.h"
 }  // namespace
 

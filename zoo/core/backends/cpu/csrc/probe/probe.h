@@ -67,18 +67,6 @@ float read(const float* from, i64 count) {
     return sum_lanes(sum[0]);
 }
 
-INLINE void store_past_caches(float* p, vf v) {
-#if defined(ZOO_AVX512)
-    _mm512_stream_ps(p, (__m512)v);
-#elif defined(ZOO_AVX2)
-    _mm256_stream_ps(p, (__m256)v);
-#elif defined(__x86_64__)
-    _mm_stream_ps(p, (__m128)v);
-#else
-    store(p, v);
-#endif
-}
-
 void copy(const float* from, float* to, i64 count) {
     for (i64 k = 0; k < count; k += 8 * W) {
         UNROLL for (int i = 0; i < 8; i++) {
@@ -86,7 +74,5 @@ void copy(const float* from, float* to, i64 count) {
             store_past_caches(to + k + i * W, load(from + k + i * W));
         }
     }
-#if defined(__x86_64__)
-    _mm_sfence();
-#endif
+    stores_arrived();
 }

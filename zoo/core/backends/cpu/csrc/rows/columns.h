@@ -95,7 +95,9 @@ void block_moments(const typename S::T* x, const float* g, i64 rows, i64 C, floa
             s[MEAN] += d;
             s[SQUARES] += d * d;
             if constexpr (MOMENTS > 2) {
-                const vf slope = load_first(g + (first + row) * C + c, n);
+                const float* const slopes = g + (first + row) * C + c;
+                __builtin_prefetch(slopes + 4 * W);
+                const vf slope = load_first(slopes, n);
                 s[SLOPES] += slope;
                 s[CROSS] += slope * d;
             }
@@ -165,10 +167,9 @@ void group_norm(const Rows& r) {
             each_row(r, [&](i64 row) {
                 const float* const factor = factors + row / rows * 2 * C;
                 const auto x = input<S>(r, 0) + row * C;
-                const auto y = output<S>(r, 0) + row * C;
-                each_vector(0, C, [&](i64 j, i64 n, int) INLINE_LAMBDA {
-                    const vf h = (S::load_first(x + j, n) - load_first(factor + j, n)) * load_first(factor + C + j, n);
-                    S::store_first(y + j, act(h + weights(b, j, n, 0.0f)), n);
+                fill(output<S>(r, 0).from(row * C), 0, C, [&](i64 j, i64 n) INLINE_LAMBDA {
+                    const vf h = (S::load_first(ahead(x + j), n) - load_first(factor + j, n)) * load_first(factor + C + j, n);
+                    return act(h + weights(b, j, n, 0.0f));
                 });
             });
         };
@@ -183,7 +184,7 @@ void group_norm(const Rows& r) {
 void group_norm_grad(const Rows& r) {
     const i64 samples = r.k[0], groups = r.k[1], C = r.columns, rows = r.rows / samples, width = C / groups;
     const float *const x = floats(r, 0), *const w = floats(r, 1), *const g = floats(r, 2);
-    float *const y = floats_out(r, 0), *const d_weight = floats_out(r, 1), *const d_bias = floats_out(r, 2);
+    float *const d_weight = floats_out(r, 1), *const d_bias = floats_out(r, 2);
     i64 apart;
     const float* const moments = sample_moments<F32, 4>(r, samples, g, apart);
     float* const factors = scratch(SLOT_B, samples * 4 * C);  // [sample][mean, of g, of x - mean, constant][C]
@@ -211,10 +212,9 @@ void group_norm_grad(const Rows& r) {
     }
     each_row(r, [&](i64 row) {
         const float *const f = factors + row / rows * 4 * C, *const from = x + row * C, *const slope = g + row * C;
-        each_vector(0, C, [&](i64 j, i64 n, int) INLINE_LAMBDA {
-            const vf d = load_first(from + j, n) - load_first(f + j, n);
-            store_first(y + row * C + j, load_first(slope + j, n) * load_first(f + C + j, n) + d * load_first(f + 2 * C + j, n) +
-                                             load_first(f + 3 * C + j, n), n);
+        fill(output<F32>(r, 0).from(row * C), 0, C, [&](i64 j, i64 n) INLINE_LAMBDA {
+            const vf d = load_first(ahead(from + j), n) - load_first(f + j, n);
+            return load_first(ahead(slope + j), n) * load_first(f + C + j, n) + d * load_first(f + 2 * C + j, n) + load_first(f + 3 * C + j, n);
         });
     });
 }

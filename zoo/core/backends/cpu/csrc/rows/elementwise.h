@@ -7,18 +7,16 @@ template <class S, class F>
 void map(const Rows& r, const F& f) {
     const auto x = input<S>(r, 0);
     const auto y = output<S>(r, 0);
-    in_blocks(r.rows * r.columns, GRAIN, [&](i64 begin, i64 end) {
-        each_vector(begin, end, [&](i64 i, i64 n, int) INLINE_LAMBDA { S::store_first(y + i, f(S::load_first(x + i, n)), n); });
+    each_block(r, [&](i64 begin, i64 end) {
+        fill(y, begin, end, [&](i64 i, i64 n) INLINE_LAMBDA { return f(S::load_first(ahead(x + i), n)); });
     });
 }
 template <class S, class F>
 void map2(const Rows& r, const F& f) {
     const auto a = input<S>(r, 0), b = input<S>(r, 1);
     const auto y = output<S>(r, 0);
-    in_blocks(r.rows * r.columns, GRAIN, [&](i64 begin, i64 end) {
-        each_vector(begin, end, [&](i64 i, i64 n, int) INLINE_LAMBDA {
-            S::store_first(y + i, f(S::load_first(a + i, n), S::load_first(b + i, n)), n);
-        });
+    each_block(r, [&](i64 begin, i64 end) {
+        fill(y, begin, end, [&](i64 i, i64 n) INLINE_LAMBDA { return f(S::load_first(ahead(a + i), n), S::load_first(ahead(b + i), n)); });
     });
 }
 
@@ -91,10 +89,9 @@ void geglu(const Rows& r) {
         typedef decltype(s) S;
         each_row(r, [&](i64 row) {
             const auto x = input<S>(r, 0) + row * 2 * r.columns;
-            const auto y = output<S>(r, 0) + row * r.columns;
-            each_vector(0, r.columns, [&](i64 j, i64 n, int) INLINE_LAMBDA {
-                const vf gate = activate(S::load_first(x + r.columns + j, n), GELU);
-                S::store_first(y + j, S::load_first(x + j, n) * S::rounded(gate), n);
+            fill(output<S>(r, 0).from(row * r.columns), 0, r.columns, [&](i64 j, i64 n) INLINE_LAMBDA {
+                const vf gate = activate(S::load_first(ahead(x + r.columns + j), n), GELU);
+                return S::load_first(ahead(x + j), n) * S::rounded(gate);
             });
         });
     });
@@ -105,11 +102,11 @@ void swiglu_grad(const Rows& r) {
         typedef decltype(s) S;
         const auto gate = input<S>(r, 0), up = input<S>(r, 1), g = input<S>(r, 2);
         const auto d_gate = output<S>(r, 0), d_up = output<S>(r, 1);
-        in_blocks(r.rows * r.columns, GRAIN, [&](i64 begin, i64 end) {
+        each_block(r, [&](i64 begin, i64 end) {
             each_vector(begin, end, [&](i64 i, i64 n, int) INLINE_LAMBDA {
-                const vf x = S::load_first(gate + i, n), slopes = S::load_first(g + i, n), y = sigmoid(x);
-                S::store_first(d_gate + i, slopes * S::load_first(up + i, n) * (y + x * (y * (1.0f - y))), n);
-                S::store_first(d_up + i, slopes * (x * y), n);
+                const vf x = S::load_first(ahead(gate + i), n), slopes = S::load_first(ahead(g + i), n), y = sigmoid(x);
+                d_gate.put(i, slopes * S::load_first(ahead(up + i), n) * (y + x * (y * (1.0f - y))), n);
+                d_up.put(i, slopes * (x * y), n);
             });
         });
     });
@@ -128,10 +125,9 @@ void binary_by(const Rows& r, const F& f) {
     }
     if (r.k[0] == all) return map2<S>(r, f);
     each_row(r, [&](i64 row) {
-        const i64 at = row * r.columns;
-        each_vector(0, r.columns, [&](i64 i, i64 n, int) INLINE_LAMBDA {
-            S::store_first(y + at + i, f(S::load_first(a + at + i, n), S::load_first(b + i, n)), n);
-        });
+        const auto line = a + row * r.columns;
+        fill(y.from(row * r.columns), 0, r.columns,
+             [&](i64 i, i64 n) INLINE_LAMBDA { return f(S::load_first(ahead(line + i), n), S::load_first(b + i, n)); });
     });
 }
 
@@ -182,8 +178,8 @@ template <class From, class To>
 void recast(const Rows& r) {
     const auto x = input<From>(r, 0);
     const auto y = output<To>(r, 0);
-    in_blocks(r.rows * r.columns, GRAIN, [&](i64 begin, i64 end) {
-        each_vector(begin, end, [&](i64 i, i64 n, int) INLINE_LAMBDA { To::store_first(y + i, From::load_first(x + i, n), n); });
+    each_block(r, [&](i64 begin, i64 end) {
+        fill(y, begin, end, [&](i64 i, i64 n) INLINE_LAMBDA { return From::load_first(ahead(x + i), n); });
     });
 }
 void widen(const Rows& r) {
@@ -203,10 +199,10 @@ void adamw(const Rows& r) {
     for (int i = 0; i < 8; i++) x[i] = (float)r.x[i];
     in_blocks(r.rows * r.columns, GRAIN / 4, [&](i64 begin, i64 end) {
         each_vector(begin, end, [&](i64 i, i64 n, int) INLINE_LAMBDA {
-            const vf slope = load_first(g + i, n);
-            const vf first = load_first(m + i, n) * x[0] + slope * x[1], second = load_first(v + i, n) * x[2] + slope * slope * x[3];
+            const vf slope = load_first(ahead(g + i), n), m0 = load_first(ahead(m + i), n), v0 = load_first(ahead(v + i), n);
+            const vf first = m0 * x[0] + slope * x[1], second = v0 * x[2] + slope * slope * x[3];
             const vf step = first / (square_root(second * x[4]) + x[5]);
-            store_first(p1 + i, load_first(p + i, n) * x[6] - step * x[7], n);
+            store_first(p1 + i, load_first(ahead(p + i), n) * x[6] - step * x[7], n);
             store_first(m1 + i, first, n);
             store_first(v1 + i, second, n);
         });

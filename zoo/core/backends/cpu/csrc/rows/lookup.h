@@ -9,7 +9,7 @@ void rope(const Rows& r) {
         typedef decltype(s) S;
         each_row(r, [&](i64 row) {
             const auto x = input<S>(r, 0) + row * D;
-            const auto y = output<S>(r, 0) + row * D;
+            const auto y = static_cast<typename S::T*>(r.out[0]) + row * D;
             const i64 at = row / heads % lines * half;
             const float *const cos = floats(r, 1) + at, *const sin = floats(r, 2) + at;
             if (!neighbours) {

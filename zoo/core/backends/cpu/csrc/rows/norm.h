@@ -31,11 +31,10 @@ void layer_norm(const Rows& r) {
         typedef decltype(s) S;
         each_row(r, [&](i64 row) {
             const auto x = input<S>(r, 0) + row * r.columns;
-            const auto y = output<S>(r, 0) + row * r.columns;
             const float mean = row_mean<S>(x, r.columns), scale = inverse_root(row_variance<S>(x, r.columns, mean), r.x[0]);
-            each_vector(0, r.columns, [&](i64 j, i64 n, int) INLINE_LAMBDA {
+            fill(output<S>(r, 0).from(row * r.columns), 0, r.columns, [&](i64 j, i64 n) INLINE_LAMBDA {
                 const vf h = (S::load_first(x + j, n) - mean) * scale;
-                S::store_first(y + j, h * weights(w, j, n, 1.0f) + weights(b, j, n, 0.0f), n);
+                return h * weights(w, j, n, 1.0f) + weights(b, j, n, 0.0f);
             });
         });
     });
@@ -48,11 +47,9 @@ void rms_norm(const Rows& r) {
         typedef decltype(s) S;
         each_row(r, [&](i64 row) {
             const auto x = input<S>(r, 0) + row * r.columns;
-            const auto y = output<S>(r, 0) + row * r.columns;
             const float scale = inverse_root(row_variance<S>(x, r.columns, 0.0f), r.x[0]);
-            each_vector(0, r.columns, [&](i64 j, i64 n, int) INLINE_LAMBDA {
-                S::store_first(y + j, S::rounded(S::load_first(x + j, n) * scale) * load_first(w + j, n), n);
-            });
+            fill(output<S>(r, 0).from(row * r.columns), 0, r.columns,
+                 [&](i64 j, i64 n) INLINE_LAMBDA { return S::rounded(S::load_first(x + j, n) * scale) * load_first(w + j, n); });
         });
     });
 }
@@ -66,6 +63,7 @@ void with_column_sums(const Rows& r, float* first, float* second, const F& f) {
         float* const line = lines + block * 2 * r.columns;
         __builtin_memset(line, 0, (size_t)(2 * r.columns) * sizeof(float));
         for (i64 row = r.rows * block / blocks; row < r.rows * (block + 1) / blocks; row++) f(row, line, line + r.columns);
+        if (large(r)) stores_arrived();
     });
     for (int k = 0; k < 2; k++) {
         float* const sums = k ? second : first;
@@ -84,21 +82,20 @@ void norm_grad(const Rows& r) {
     const float* const w = floats(r, 1);
     with_column_sums(r, floats_out(r, 1), CENTRED ? floats_out(r, 2) : nullptr, [&](i64 row, float* d_weight, float* d_bias) {
         const float *const x = floats(r, 0) + row * r.columns, *const g = floats(r, 2) + row * r.columns;
-        float* const y = floats_out(r, 0) + row * r.columns;
         const float mean = CENTRED ? row_mean<F32>(x, r.columns) : 0.0f;
         const float scale = inverse_root(row_variance<F32>(x, r.columns, mean), r.x[0]);
         vf plain[4] = {}, turned[4] = {};
         each_vector(0, r.columns, [&](i64 j, i64 n, int u) INLINE_LAMBDA {
-            const vf slope = load_first(g + j, n), h = (load_first(x + j, n) - mean) * scale, v = slope * weights(w, j, n, 1.0f);
+            const vf slope = load_first(ahead(g + j), n), h = (load_first(x + j, n) - mean) * scale, v = slope * weights(w, j, n, 1.0f);
             plain[u] += v;
             turned[u] += v * h;
             store_first(d_weight + j, load_first(d_weight + j, n) + slope * h, n);
             if (CENTRED) store_first(d_bias + j, load_first(d_bias + j, n) + slope, n);
         });
         const float a = CENTRED ? total(plain) / (float)r.columns : 0.0f, b = total(turned) / (float)r.columns;
-        each_vector(0, r.columns, [&](i64 j, i64 n, int) INLINE_LAMBDA {
+        fill(output<F32>(r, 0).from(row * r.columns), 0, r.columns, [&](i64 j, i64 n) INLINE_LAMBDA {
             const vf h = (load_first(x + j, n) - mean) * scale, v = load_first(g + j, n) * weights(w, j, n, 1.0f);
-            store_first(y + j, (v - a - h * b) * scale, n);
+            return (v - a - h * b) * scale;
         });
     });
 }
@@ -113,10 +110,9 @@ void batch_norm(const Rows& r) {
         typedef decltype(s) S;
         each_row(r, [&](i64 row) {
             const auto x = input<S>(r, 0) + row * r.columns;
-            const auto y = output<S>(r, 0) + row * r.columns;
-            each_vector(0, r.columns, [&](i64 j, i64 n, int) INLINE_LAMBDA {
-                const vf h = (S::load_first(x + j, n) - load_first(mean + j, n)) * load_first(scale + j, n);
-                S::store_first(y + j, h + weights(b, j, n, 0.0f), n);
+            fill(output<S>(r, 0).from(row * r.columns), 0, r.columns, [&](i64 j, i64 n) INLINE_LAMBDA {
+                const vf h = (S::load_first(ahead(x + j), n) - load_first(mean + j, n)) * load_first(scale + j, n);
+                return h + weights(b, j, n, 0.0f);
             });
         });
     });

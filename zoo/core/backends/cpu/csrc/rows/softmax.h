@@ -32,12 +32,11 @@ void softmax(const Rows& r) {
         typedef decltype(s) S;
         each_row(r, [&](i64 row) {
             const auto x = input<S>(r, 0) + row * r.columns;
-            const auto y = output<S>(r, 0) + row * r.columns;
-            float* const e = r.storage ? scratch(SLOT_X, r.columns) : reinterpret_cast<float*>(y);
+            float* const e = scratch(SLOT_X, r.columns);
             const auto keep = [&](i64 j, i64 n, vf v) INLINE_LAMBDA { store_first(e + j, v, n); };
             const float share = 1.0f / row_powers<S>(x, r.columns, row_maximum<S>(x, r.columns), keep);
-            each_vector(0, r.columns,
-                        [&](i64 j, i64 n, int) INLINE_LAMBDA { S::store_first(y + j, load_first(e + j, n) * share, n); });
+            fill(output<S>(r, 0).from(row * r.columns), 0, r.columns,
+                 [&](i64 j, i64 n) INLINE_LAMBDA { return load_first(e + j, n) * share; });
         });
     });
 }
@@ -55,9 +54,9 @@ void log_softmax(const Rows& r) {
         typedef decltype(s) S;
         each_row(r, [&](i64 row) {
             const auto x = input<S>(r, 0) + row * r.columns;
-            const auto y = output<S>(r, 0) + row * r.columns;
             const float all = row_logsumexp<S>(x, r.columns);
-            each_vector(0, r.columns, [&](i64 j, i64 n, int) INLINE_LAMBDA { S::store_first(y + j, S::load_first(x + j, n) - all, n); });
+            fill(output<S>(r, 0).from(row * r.columns), 0, r.columns,
+                 [&](i64 j, i64 n) INLINE_LAMBDA { return S::load_first(x + j, n) - all; });
         });
     });
 }
@@ -73,15 +72,15 @@ void normalised_grad(const Rows& r) {
         typedef decltype(s) S;
         each_row(r, [&](i64 row) {
             const auto y = input<S>(r, 0) + row * r.columns, g = input<S>(r, 1) + row * r.columns;
-            const auto out = output<S>(r, 0) + row * r.columns;
             vf parts[4] = {};
             each_vector(0, r.columns, [&](i64 j, i64 n, int u) INLINE_LAMBDA {
-                parts[u] += LOG ? S::load_first(g + j, n) : S::load_first(g + j, n) * S::load_first(y + j, n);
+                const vf a = S::load_first(ahead(y + j), n), b = S::load_first(ahead(g + j), n);
+                parts[u] += LOG ? b : a * b;
             });
             const float sum = total(parts);
-            each_vector(0, r.columns, [&](i64 j, i64 n, int) INLINE_LAMBDA {
+            fill(output<S>(r, 0).from(row * r.columns), 0, r.columns, [&](i64 j, i64 n) INLINE_LAMBDA {
                 const vf a = S::load_first(y + j, n), b = S::load_first(g + j, n);
-                S::store_first(out + j, LOG ? b - exponential(a) * sum : a * (b - sum), n);
+                return LOG ? b - exponential(a) * sum : a * (b - sum);
             });
         });
     });
@@ -112,12 +111,13 @@ void cross_entropy_grad(const Rows& r) {
     const int32_t* const target = static_cast<const int32_t*>(r.in[1]);
     each_row(r, [&](i64 row) {
         if (!within(r, row)) return;
-        const float *const x = floats(r, 0) + row * r.columns, g = floats(r, 2)[r.k[0] > 1 ? row : 0];
-        float* const y = floats_out(r, 0) + row * r.columns;
-        const auto keep = [&](i64 j, i64 n, vf v) INLINE_LAMBDA { store_first(y + j, v, n); };
-        const float share = 1.0f / row_powers<F32>(x, r.columns, row_maximum<F32>(x, r.columns), keep);
-        const float hit = y[target[row]] * share - 1.0f;
-        each_vector(0, r.columns, [&](i64 j, i64 n, int) INLINE_LAMBDA { store_first(y + j, load_first(y + j, n) * (share * g), n); });
-        y[target[row]] = hit * g;
+        const float* const x = floats(r, 0) + row * r.columns;
+        float* const e = scratch(SLOT_X, r.columns);
+        const auto keep = [&](i64 j, i64 n, vf v) INLINE_LAMBDA { store_first(e + j, v, n); };
+        const float sum = row_powers<F32>(x, r.columns, row_maximum<F32>(x, r.columns), keep);
+        const float share = floats(r, 2)[r.k[0] > 1 ? row : 0] / sum;
+        e[target[row]] -= sum;
+        fill(output<F32>(r, 0).from(row * r.columns), 0, r.columns,
+             [&](i64 j, i64 n) INLINE_LAMBDA { return load_first(e + j, n) * share; });
     });
 }
