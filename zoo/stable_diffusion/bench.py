@@ -76,7 +76,7 @@ def text(model: str) -> np.ndarray:
 
 
 def unet(model: str, pixels: int, dtype: str = "f32", device: str = "cpu") -> Run:
-    """model: one of UNETS. dtype: of the weights, f32, bf16, f16, int8; between layers it is float32."""
+    """model: one of UNETS. dtype: of the weights, f32, bf16, f16, int8."""
     network = UNet(UNETS[model])
     network.load(Weights(network, DTYPES.get(dtype, float32)), device=device)
     if dtype == "int8":

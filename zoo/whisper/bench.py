@@ -185,7 +185,7 @@ HEARD = 87_367_680_000
 
 def work(what: str, format: str) -> dict[str, float]:
     """flops and floor_bytes of base: the encoder's; of the decoder, for each token the weights of its products and of
-    the head, and the keys and values of what was heard (float32). Tables and norms are left out."""
+    the head, and the keys and values of what was heard (half precision, but for f32). Tables and norms are left out."""
     c = SHAPES["base"]
     size, frames, square = {"f32": 4, "f16": 2, "int8": 1}[format], c.max_source_positions, c.d_model**2
     encoder, crossed = 12 * c.encoder_layers * square, 2 * c.decoder_layers * square
@@ -193,7 +193,7 @@ def work(what: str, format: str) -> dict[str, float]:
     heard = 2 * c.decoder_layers * frames * c.d_model  # numbers
     passes, tokens = len(TEXT) + 1, len(PROMPT) + len(TEXT)
     flops = {"encoder": HEARD, "decoder": 2 * tokens * token + 2 * heard * tokens}
-    moved = {"encoder": size * encoder, "decoder": passes * (size * token + 4 * heard)}
+    moved = {"encoder": size * encoder, "decoder": passes * (size * token + (4 if format == "f32" else 2) * heard)}
     flops["window"] = sum(flops.values()) + 2 * frames * crossed
     moved["window"] = sum(moved.values()) + size * crossed
     return {"flops": flops[what], "floor_bytes": moved[what]}
