@@ -111,7 +111,8 @@ INLINE void fill(const Output<S>& y, i64 begin, i64 end, const F& f) {
         UNROLL for (int u = 0; u < 4; u++) v[u] = f(i + u * W, (i64)W);
         UNROLL for (int u = 0; u < 4; u++) y.put(i + u * W, v[u], W);
     }
-    for (; i < end; i += W) y.put(i, f(i, end - i), end - i);
+    for (; i + W <= end; i += W) y.put(i, f(i, (i64)W), W);
+    if (i < end) y.put(i, f(i, end - i), end - i);
 }
 
 // What lies 4 KiB behind p is fetched: by themselves processors stop at the end of a page, and begin late with the next.
