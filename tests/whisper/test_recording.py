@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -277,6 +278,33 @@ def test_a_pipe_has_a_limit(monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=pipe, isatty=lambda: True))
     with pytest.raises(DataError, match="nobody writes"):
         Recording("-")
+
+
+def test_an_interruption_while_the_decoder_reads_is_not_lost(tmp_path, monkeypatch):
+    """At any of the calls by which libsndfile asks Python for bytes, where what is raised comes to nothing."""
+    path = write(tmp_path / "talk.wav", speechlike(12, 16000), 16000)
+    whole, handler = load(path), signal.getsignal(signal.SIGINT)
+    calls, at = 0, 0
+
+    class Interrupted(io.FileIO):
+        def readinto(self, buffer):
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                signal.raise_signal(signal.SIGINT)
+            return super().readinto(buffer)
+
+    monkeypatch.setattr(Recording, "_open", lambda self, path: Interrupted(path, "rb"))
+    np.testing.assert_array_equal(load(path), whole)
+    for at in range(1, calls + 1):  # noqa: B007 (Interrupted reads it)
+        calls, sound = 0, None
+        with pytest.raises(KeyboardInterrupt):
+            sound = Recording(path)
+            sound.read(0, len(whole))
+        assert signal.getsignal(signal.SIGINT) is handler
+        if sound is not None:
+            np.testing.assert_array_equal(sound.read(0, len(whole) + 1), whole)
+    assert at > 5
 
 
 def test_samples_in_memory():

@@ -144,12 +144,13 @@ class Module:
     @property
     def activations(self) -> np.dtype:
         """The dtype in which values go through this model: what its device takes beside weights as the first one is
-        stored; in training that in which kernels calculate."""
+        stored; in training, and where the device does not say, that in which kernels calculate."""
         for _, module in self.named_modules():
             for name, part in _parts(vars(module)):
                 stored = isinstance(part, Tensor) and not isinstance(part, Param) and is_float(part.dtype)
                 if stored and name[0] != "_" and name not in module.buffers and name not in module.exact:
-                    return compute_dtype(part.dtype) if self.training else self.device.activations(part.dtype)
+                    taken = compute_dtype if self.training else getattr(self.device, "activations", compute_dtype)
+                    return taken(part.dtype)
         return float32
 
     def entering(self, x: Tensor) -> Tensor:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -50,6 +52,24 @@ def _warn(message: str) -> None:
     warnings.warn(message, stacklevel=4)
 
 
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C is heard at the end. libsndfile reads by a callback, and what is raised within that is lost: the sound
+    would seem to end there, and nobody would have pressed anything."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *call: heard.append(call))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if heard:
+            handler(*heard[0])
+
+
 class Recording:
     """A file, or standard input ("-"), as samples at 16 kHz.
 
@@ -68,7 +88,8 @@ class Recording:
         self._warn = warn
         self._file = self._open(os.fspath(path))
         try:
-            self._sound = self._decoder()
+            with _undisturbed():
+                self._sound = self._decoder()
             self.rate: int = self._sound.samplerate
             if not RATES[0] <= self.rate <= RATES[1]:
                 why = f"it claims {self.rate:,} samples a second: it is damaged, or no recording"
@@ -151,11 +172,13 @@ class Recording:
     def _page(self, number: int) -> np.ndarray:
         """Frames number * PAGE and on, the mean of the channels: (PAGE,), or fewer at the end."""
         if number not in self._pages:
-            if number != self._next:
-                self._go(number)
+            with _undisturbed():
+                if number != self._next:
+                    self._go(number)
             while self._next <= number:
-                self._pages[self._next] = self._decode()
-                self._next += 1
+                with _undisturbed():
+                    self._pages[self._next] = self._decode()
+                    self._next += 1
                 if len(self._pages) > 2 + (self._step + 2 * self._reach) // PAGE:  # what a block reads
                     self._pages.popitem(last=False)
         return self._pages[number]
